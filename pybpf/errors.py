@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The exceptions of pybpf. Every one says where it happened and what to do next.
+
+This module imports nothing: the executor in an initramfs uses it too.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CompileError",
+    "FormatError",
+    "KernelError",
+    "PlanError",
+    "PybpfError",
+    "RelocationError",
+    "UsageError",
+    "VerifierError",
+]
+
+
+class PybpfError(Exception):
+    """Base of everything pybpf raises on purpose.
+
+    message: one sentence, what is wrong.
+    where:   ordered names of the place, outermost first, for example
+             {"object": "a.bpf.o", "program": "f", "section": "lsm/bpf", "insn": 12,
+              "source": "a.bpf.c:31"}; None values are left out.
+    hint:    what to do next, one sentence; None where there is no honest advice.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, **where: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.where: dict[str, object] = {k: v for k, v in where.items() if v is not None}
+
+    def at(self, **where: object) -> PybpfError:
+        """Add places known only further out (they are put in front); returns self."""
+        outer = {k: v for k, v in where.items() if v is not None and k not in self.where}
+        self.where = {**outer, **self.where}
+        return self
+
+    def __str__(self) -> str:
+        place = ", ".join(f"{k} {v}" for k, v in self.where.items())
+        text = f"{place}: {self.message}" if place else self.message
+        return f"{text} {self.hint}" if self.hint else text
+
+
+class UsageError(PybpfError):
+    """The caller asked for something that does not exist or does not fit."""
+
+
+class FormatError(PybpfError):
+    """The input (ELF, BTF, bundle, record) is malformed or cut short."""
+
+
+class RelocationError(PybpfError):
+    """A reference or CO-RE relocation cannot be resolved for the chosen kernel."""
+
+
+class CompileError(PybpfError):
+    """A spec cannot be turned into a Plan."""
+
+
+class PlanError(PybpfError):
+    """A Plan is inconsistent, or could not be executed for a reason that is no errno."""
+
+
+class KernelError(PybpfError):
+    """A system call failed.
+
+    errno: the positive errno; call: the operation, for example "BPF_MAP_CREATE".
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int,
+        call: str,
+        hint: str | None = None,
+        **where: object,
+    ) -> None:
+        super().__init__(message, hint=hint, **where)
+        self.errno = errno
+        self.call = call
+
+
+class VerifierError(KernelError):
+    """The kernel refused a program. log: the whole verifier log; summary: one paragraph."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int,
+        call: str = "BPF_PROG_LOAD",
+        log: str = "",
+        summary: str = "",
+        hint: str | None = None,
+        **where: object,
+    ) -> None:
+        super().__init__(message, errno=errno, call=call, hint=hint, **where)
+        self.log = log
+        self.summary = summary
