@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the fsaccess programs and user space share: numbers, map values and the event record.
+ * All integers are in the machine's byte order. New enumerators are appended, never renumbered.
+ * User space takes the layouts and names from the object's BTF; the offsets in the comments are
+ * for readers.
+ */
+#ifndef BPF_INCLUDE_FSACCESS_H
+#define BPF_INCLUDE_FSACCESS_H
+
+#include "bpf.h"
+
+enum {
+	FSACCESS_MAX_DEVICES = 16384,   /* entries of verity_devices */
+	FSACCESS_EVENTS_SIZE = 1 << 18, /* bytes of the events ring buffer, a power of two */
+	FSACCESS_MAX_FILESYSTEMS = 8,   /* entries of filesystem_magics */
+	FSACCESS_MAX_MAPS = 16,         /* entries of guard_map_ids */
+	FSACCESS_MAX_PROGRAMS = 32,     /* entries of guard_program_ids */
+	FSACCESS_MAX_LINKS = 32,        /* entries of guard_link_ids */
+	FSACCESS_COMM_SIZE = 16,
+	FSACCESS_PATH_SIZE = 256,
+	FSACCESS_ALGORITHM_SIZE = 16,
+	FSACCESS_DIGEST_SIZE = 64,
+};
+
+/* What was attempted. Also the key of the counters map. */
+enum fsaccess_operation {
+	FSACCESS_OP_EXEC = 0,       /* execve of a program or an interpreter (bprm_check_security) */
+	FSACCESS_OP_EXEC_CHECK = 1, /* execveat(AT_EXECVE_CHECK), 6.14+ (bprm_creds_for_exec) */
+	FSACCESS_OP_MMAP = 2,       /* mmap or shmat with PROT_EXEC (mmap_file) */
+	FSACCESS_OP_MPROTECT = 3,   /* mprotect that gives PROT_EXEC (file_mprotect) */
+	FSACCESS_OP_PTRACE = 4,     /* ptrace attach, /proc/PID/mem, process_vm_*, pidfd_getfd */
+	FSACCESS_OP_BPF_MAP = 5,    /* a new fd to a guarded map (bpf_map) */
+	FSACCESS_OP_BPF_PROGRAM = 6, /* a new fd to a guarded program (bpf_prog) */
+	FSACCESS_OP_BPF_LINK = 7,   /* BPF_LINK_GET_FD_BY_ID of a guarded link (bpf) */
+	FSACCESS_OP_COUNT,
+};
+
+enum fsaccess_verdict {
+	FSACCESS_ALLOWED = 0, /* counted, never an event */
+	FSACCESS_DENIED = 1,  /* refused with EPERM */
+	FSACCESS_AUDITED = 2, /* would have been refused; audit mode let it pass */
+};
+
+/* Why something was (or in audit mode would have been) refused. */
+enum fsaccess_reason {
+	FSACCESS_REASON_NONE = 0,
+	FSACCESS_REASON_WRITE_EXEC = 1,        /* writable and executable at once */
+	FSACCESS_REASON_ANONYMOUS = 2,         /* executable memory with no file behind it */
+	FSACCESS_REASON_NOT_REGULAR = 3,       /* not a regular file: device node, socket, pipe … */
+	FSACCESS_REASON_FILESYSTEM = 4,        /* filesystem type not in filesystem_magics */
+	FSACCESS_REASON_OVERLAY = 5,           /* overlayfs file whose data's layer cannot be told */
+	FSACCESS_REASON_NO_DEVICE = 6,         /* the filesystem is not on a block device */
+	FSACCESS_REASON_UNTRUSTED_DEVICE = 7,  /* block device that is not a known dm-verity one */
+	FSACCESS_REASON_UNSIGNED_DEVICE = 8,   /* dm-verity device without a valid signature */
+	FSACCESS_REASON_MODIFIED = 9,          /* private mapping that may hold written pages (COW) */
+	FSACCESS_REASON_PTRACE_OWNER = 10,     /* attach to the owner */
+	FSACCESS_REASON_PTRACE = 11,           /* attach to any process, where deny_ptrace is set */
+	FSACCESS_REASON_GUARD_MAP = 12,
+	FSACCESS_REASON_GUARD_PROGRAM = 13,
+	FSACCESS_REASON_GUARD_LINK = 14,
+};
+
+/* Bits of fsaccess_device.flags. */
+enum {
+	FSACCESS_DEVICE_SIGNED = 1 << 0,    /* the kernel verified the root hash's signature */
+	FSACCESS_DEVICE_ROOT_HASH = 1 << 1, /* algorithm, digest and digest_length are filled in */
+};
+
+/* Value of verity_devices; the key is the device number, (major << 20) | minor. 112 bytes. */
+struct fsaccess_device {
+	u64 first_seen; /*  0: ns since boot (CLOCK_BOOTTIME) when the device was first recorded */
+	u64 changed;    /*  8: ns since boot of the last report by dm-verity */
+	u64 identity;   /* 16: address of the kernel's struct block_device; a number reused by
+			       another device does not match it */
+	u32 flags;      /* 24: FSACCESS_DEVICE_* */
+	u32 digest_length;                        /* 28: bytes, at most 64 */
+	char algorithm[FSACCESS_ALGORITHM_SIZE];  /* 32: hash name, NUL-terminated: "sha256" */
+	u8 digest[FSACCESS_DIGEST_SIZE];          /* 48: root hash, digest_length bytes */
+};
+
+/* Value of counters; the key is enum fsaccess_operation. 32 bytes. */
+struct fsaccess_counter {
+	u64 allowed; /*  0 */
+	u64 denied;  /*  8 */
+	u64 audited; /* 16 */
+	u64 dropped; /* 24: events lost because the ring buffer was full */
+};
+
+/* Bits of fsaccess_event.path_flags. */
+enum {
+	FSACCESS_PATH_NAME_ONLY = 1 << 0, /* the file's last component, not its path */
+	FSACCESS_PATH_TRUNCATED = 1 << 1, /* longer than the field; the path is left out */
+};
+
+/* One record of the events ring buffer: 360 bytes, always whole. */
+struct fsaccess_event {
+	u64 time;                         /*   0: ns since boot (CLOCK_BOOTTIME) */
+	enum fsaccess_operation operation; /*   8 */
+	enum fsaccess_reason reason;      /*  12 */
+	enum fsaccess_verdict verdict;    /*  16: FSACCESS_DENIED or FSACCESS_AUDITED */
+	u32 pid;                          /*  20: process (tgid), initial pid namespace */
+	u32 tid;                          /*  24: thread, initial pid namespace */
+	u32 uid;                          /*  28: real uid, initial user namespace */
+	u64 cgroup;                       /*  32: cgroup v2 id of the process */
+	u64 inode;                        /*  40: of the file (below an overlay: of its data), or 0 */
+	u64 magic;                        /*  48: superblock magic of that file's filesystem, or 0 */
+	u32 device;                       /*  56: s_dev of that filesystem, (major << 20) | minor */
+	u32 prot;                         /*  60: mmap, mprotect: PROT_* bits asked for; ptrace:
+						  PTRACE_MODE_* bits */
+	u64 flags;                        /*  64: mmap: MAP_*; mprotect: VM_* of the mapping */
+	u32 object;                       /*  72: id of the guarded map, program or link; for
+						  ptrace the target's tgid */
+	u32 path_flags;                   /*  76: FSACCESS_PATH_* */
+	u32 path_length;                  /*  80: bytes in path without the NUL; 0: not known */
+	char comm[FSACCESS_COMM_SIZE];    /*  84: NUL-terminated */
+	char path[FSACCESS_PATH_SIZE];    /* 100: NUL-terminated, as the process sees it */
+	u32 reserved;                     /* 356: zero */
+};
+
+#endif

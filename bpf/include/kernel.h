@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The kernel types these policies look into, reduced to the members they read. Offsets are not
+ * those of any kernel: every access is relocated (CO-RE) against the running kernel's BTF, and the
+ * member's order and neighbours here mean nothing.
+ */
+#ifndef BPF_INCLUDE_KERNEL_H
+#define BPF_INCLUDE_KERNEL_H
+
+#include "bpf.h"
+
+struct block_device {
+	u32 bd_dev;
+} __core;
+
+struct super_block {
+	u32 s_dev;
+	unsigned long s_magic;
+	struct block_device *s_bdev;
+} __core;
+
+struct inode {
+	u16 i_mode;
+	struct super_block *i_sb;
+	unsigned long i_ino; /* u64 since 7.x; the same width on 64-bit kernels */
+	u32 i_rdev;
+} __core;
+
+struct qstr {
+	const unsigned char *name;
+} __core;
+
+struct dentry {
+	struct qstr d_name;
+} __core;
+
+struct path {
+	struct dentry *dentry;
+} __core;
+
+struct file {
+	struct inode *f_inode;
+	struct path f_path;
+} __core;
+
+struct anon_vma;
+
+struct vm_area_struct {
+	unsigned long vm_flags;
+	struct anon_vma *anon_vma;
+	struct file *vm_file;
+} __core;
+
+struct linux_binprm {
+	unsigned int is_check : 1; /* 6.14+ (AT_EXECVE_CHECK) */
+	struct file *file;
+} __core;
+
+struct task_struct {
+	int tgid;
+	unsigned int personality;
+	struct task_struct *group_leader;
+	u64 start_boottime; /* ns since boot, of this thread */
+} __core;
+
+struct bpf_map {
+	u32 id;
+} __core;
+
+struct bpf_prog_aux {
+	u32 id;
+} __core;
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+} __core;
+
+/* The kernel's own copy of the command's attributes (UAPI union, but relocated all the same). */
+union bpf_attr {
+	u32 link_id; /* BPF_LINK_GET_FD_BY_ID */
+} __core;
+
+enum lsm_integrity_type {
+	LSM_INT_DMVERITY_SIG_VALID = 0,
+	LSM_INT_DMVERITY_ROOTHASH = 1,
+};
+
+/* Value of LSM_INT_DMVERITY_ROOTHASH (include/linux/dm-verity.h). */
+struct dm_verity_digest {
+	const char *alg;
+	const u8 *digest;
+	unsigned long digest_len;
+} __core;
+
+/*
+ * Types used only to read bytes or words at an address: a type that every kernel has, with the
+ * wanted width at offset 0. Not relocated, because only offset 0 of the first and the array within
+ * the second are read: struct new_utsname is UAPI (char sysname[65] first), struct timespec64
+ * starts with a 64-bit tv_sec.
+ */
+struct new_utsname {
+	char sysname[65];
+};
+
+struct timespec64 {
+	s64 tv_sec;
+};
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+	u64 seq_num;
+} __core;
+
+/* Context of an iter/bpf_map_elem program: its layout is fixed (the verifier checks the offsets). */
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+};
+
+/* kfunc, 7.2+, sleepable LSM programs only: the inode that hosts a file's data (below overlayfs);
+ * may be NULL. Weak: on older kernels the address is 0 and the call is dead code. */
+extern struct inode *bpf_real_data_inode(struct file *file) __weak __ksym;
+
+#endif
