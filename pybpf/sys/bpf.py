@@ -1,0 +1,550 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""bpf(2): one function through which every call goes, and a thin wrapper for each command.
+
+``call`` is the only place that enters the kernel; the wrappers look it up at run time, so that
+a test that replaces ``pybpf.sys.bpf.call`` sees every operation. Wrappers take and return plain
+ints and bytes; the live objects are in ``pybpf.kernel``. Every fd that the kernel returns is
+close-on-exec (the kernel sets it, since 3.18).
+
+Source of numbers and layouts: ``pybpf.sys.abi`` and ``pybpf.sys.layouts`` (generated).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+
+from pybpf.errors import KernelError, UsageError
+from pybpf.sys import abi, layouts
+from pybpf.sys.syscalls import Pointer, fail, machine, raw
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Buffer = bytes | bytearray | memoryview
+    Layout = dict[str, tuple[int, int]]
+
+_pack_into = struct.pack_into
+_unpack_from = struct.unpack_from
+_FORMATS = {1: "=B", 2: "=H", 4: "=I", 8: "=Q", 16: "=16s"}
+_MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
+
+EAGAIN, EINTR, ENOENT, ENOSPC = 11, 4, 2, 28
+E2BIG, EFAULT, EINVAL, EPERM, ENOTSUPP = 7, 14, 22, 1, 524
+
+# BPF_PROG_LOAD gives EAGAIN when a signal arrives during verification; libbpf also tries 5 times.
+_LOAD_ATTEMPTS = 5
+LOG_START = 1 << 16
+LOG_LIMIT = (1 << 30) - 1  # the kernel takes at most UINT_MAX >> 2 (kernel/bpf/log.c)
+
+# Commands that return an fd. A 0, 1 or 2 among them (a process started without standard streams,
+# as PID 1 may be) would read as "none" in attributes where 0 is no fd.
+_FD_COMMANDS = frozenset(
+    (
+        abi.BPF_MAP_CREATE, abi.BPF_PROG_LOAD, abi.BPF_OBJ_GET, abi.BPF_PROG_GET_FD_BY_ID,
+        abi.BPF_MAP_GET_FD_BY_ID, abi.BPF_BTF_GET_FD_BY_ID, abi.BPF_LINK_GET_FD_BY_ID,
+        abi.BPF_RAW_TRACEPOINT_OPEN, abi.BPF_BTF_LOAD, abi.BPF_LINK_CREATE, abi.BPF_ITER_CREATE,
+        abi.BPF_ENABLE_STATS, abi.BPF_TOKEN_CREATE,
+    )
+)  # fmt: skip
+
+_number = 0
+
+
+def _bpf_number() -> int:
+    global _number
+    _number = {"x86_64": 321, "aarch64": 280}[machine()]  # a test holds them to numbers.py
+    return _number
+
+
+def command_name(cmd: int) -> str:
+    """ "BPF_MAP_CREATE" for 0."""
+    from pybpf.sys.abi_names import CMD_NAMES
+
+    return CMD_NAMES.get(cmd, f"bpf command {cmd}")
+
+
+def call(cmd: int, attr: bytearray, *, common: bytearray | None = None) -> int:
+    """bpf(cmd, attr, len(attr)); the result.
+
+    common: a struct bpf_common_attr: the five-argument form with BPF_COMMON_ATTRS (7.x; an older
+    kernel refuses it with EINVAL). Raises KernelError (errno, call); EPERM carries a hint that
+    was probed, not guessed. EINTR is retried, it changes nothing.
+    """
+    address = ctypes.addressof(ctypes.c_char.from_buffer(attr))
+    nr = _number or _bpf_number()
+    while True:
+        if common is None:
+            result = raw(nr, cmd, address, len(attr))
+        else:
+            extra = ctypes.addressof(ctypes.c_char.from_buffer(common))
+            result = raw(
+                nr, cmd | abi.BPF_COMMON_ATTRS, address, len(attr), extra, len(common)
+            )
+        if result != -EINTR:
+            break
+    if result >= 0:
+        return _above_stdio(result) if result < 3 and cmd in _FD_COMMANDS else result
+    code = -result
+    hint = None
+    if code == EPERM:
+        from pybpf.sys.diagnose import permission_hint
+
+        hint = permission_hint(cmd)
+    raise fail(command_name(cmd), code, hint=hint)
+
+
+def _above_stdio(fd: int) -> int:
+    """Move an fd that landed on a standard stream's number out of the way."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def pack(layout: Layout, size: int, fields: dict[str, int | bytes]) -> bytearray:
+    """A zeroed struct of ``size`` bytes with ``fields`` put in at the layout's places."""
+    attr = bytearray(size)
+    for name, value in fields.items():
+        if value:
+            put(attr, layout, name, value)
+    return attr
+
+
+def put(attr: bytearray, layout: Layout, name: str, value: int | bytes) -> None:
+    """Store one field; ints are taken modulo the field's width, so that -1 is allowed."""
+    offset, width = layout[name]
+    if isinstance(value, int):
+        _pack_into(_FORMATS[width], attr, offset, value & _MASKS[width])
+    else:
+        if len(value) > width:
+            raise UsageError(f"{name} takes {width} bytes, not {len(value)}")
+        attr[offset : offset + len(value)] = value
+
+
+def get(attr: Buffer, layout: Layout, name: str) -> int:
+    """Read one unsigned integer field."""
+    offset, width = layout[name]
+    value: int = _unpack_from(_FORMATS[width], attr, offset)[0]
+    return value
+
+
+def object_name(name: str) -> bytes:
+    """``name`` as the kernel takes names: at most 15 bytes of [A-Za-z0-9_.], others become "_"."""
+    raw_name = name.encode("utf-8", "replace")[: abi.BPF_OBJ_NAME_LEN - 1]
+    if raw_name.replace(b"_", b"a").replace(b".", b"a").isalnum():
+        return raw_name
+    keep = b"_.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    return bytes(c if c in keep else 0x5F for c in raw_name)
+
+
+# --- maps -------------------------------------------------------------------------------------
+
+
+def map_create(
+    map_type: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    name: str = "",
+    flags: int = 0,
+    extra: int = 0,
+    numa_node: int | None = None,
+    btf_fd: int = 0,
+    key_type_id: int = 0,
+    value_type_id: int = 0,
+    inner_map_fd: int = 0,
+    vmlinux_value_type_id: int = 0,
+    value_type_btf_obj_fd: int = 0,
+    token_fd: int = 0,
+    excl_prog_hash: bytes = b"",
+) -> int:
+    """BPF_MAP_CREATE: the new map's fd.
+
+    numa_node sets BPF_F_NUMA_NODE; value_type_btf_obj_fd and token_fd set their flags.
+    excl_prog_hash: SHA-256 of the only program that may use the map (6.18).
+    """
+    if numa_node is not None:
+        flags |= abi.BPF_F_NUMA_NODE
+    if value_type_btf_obj_fd:
+        flags |= abi.BPF_F_VTYPE_BTF_OBJ_FD
+    if token_fd:
+        flags |= abi.BPF_F_TOKEN_FD
+    digest = Pointer(excl_prog_hash or None)
+    attr = pack(
+        layouts.ATTR_MAP_CREATE,
+        layouts.SIZE_MAP_CREATE,
+        {
+            "map_type": map_type,
+            "key_size": key_size,
+            "value_size": value_size,
+            "max_entries": max_entries,
+            "map_flags": flags,
+            "inner_map_fd": inner_map_fd,
+            "numa_node": numa_node or 0,
+            "map_name": object_name(name) if name else b"",
+            "btf_fd": btf_fd,
+            "btf_key_type_id": key_type_id,
+            "btf_value_type_id": value_type_id,
+            "btf_vmlinux_value_type_id": vmlinux_value_type_id,
+            "map_extra": extra,
+            "value_type_btf_obj_fd": value_type_btf_obj_fd,
+            "map_token_fd": token_fd,
+            "excl_prog_hash": digest.address,
+            "excl_prog_hash_size": len(excl_prog_hash),
+        },
+    )
+    return call(abi.BPF_MAP_CREATE, attr)
+
+
+def _element(cmd: int, fd: int, key: Buffer | None, value: Buffer | None, flags: int) -> None:
+    held_key, held_value = Pointer(key), Pointer(value)
+    attr = bytearray(layouts.SIZE_MAP_ELEM)
+    _pack_into("=I4xQQQ", attr, 0, fd, held_key.address, held_value.address, flags)
+    call(cmd, attr)
+
+
+def map_lookup(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
+    """BPF_MAP_LOOKUP_ELEM into ``value`` (its length is the kernel's value size, for per-CPU maps
+    the rounded size times the possible CPUs). False: no such element."""
+    try:
+        _element(abi.BPF_MAP_LOOKUP_ELEM, fd, key, value, flags)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return False
+        raise
+    return True
+
+
+def map_lookup_and_delete(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
+    """BPF_MAP_LOOKUP_AND_DELETE_ELEM (queues and stacks 4.20, hash maps 5.14)."""
+    try:
+        _element(abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, value, flags)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return False
+        raise
+    return True
+
+
+def map_update(fd: int, key: Buffer | None, value: Buffer, flags: int = 0) -> None:
+    """BPF_MAP_UPDATE_ELEM; flags BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK."""
+    _element(abi.BPF_MAP_UPDATE_ELEM, fd, key, value, flags)
+
+
+def map_delete(fd: int, key: Buffer) -> bool:
+    """BPF_MAP_DELETE_ELEM. False: no such element."""
+    try:
+        _element(abi.BPF_MAP_DELETE_ELEM, fd, key, None, 0)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return False
+        raise
+    return True
+
+
+def map_next_key(fd: int, key: Buffer | None, next_key: bytearray) -> bool:
+    """BPF_MAP_GET_NEXT_KEY; key None: the first one (4.12). False: there is no further key."""
+    try:
+        _element(abi.BPF_MAP_GET_NEXT_KEY, fd, key, next_key, 0)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return False
+        raise
+    return True
+
+
+def map_freeze(fd: int) -> None:
+    """BPF_MAP_FREEZE (5.2): no more writes from user space, also through maps already mmapped:
+    EBUSY while a writable mapping exists."""
+    attr = bytearray(layouts.SIZE_MAP_ELEM)
+    _pack_into("=I", attr, 0, fd)
+    call(abi.BPF_MAP_FREEZE, attr)
+
+
+def map_batch(
+    cmd: int,
+    fd: int,
+    count: int,
+    *,
+    in_batch: Buffer | None = None,
+    out_batch: bytearray | None = None,
+    keys: Buffer | None = None,
+    values: Buffer | None = None,
+    elem_flags: int = 0,
+) -> tuple[int, bool]:
+    """BPF_MAP_LOOKUP_BATCH and its three sisters (5.6): (elements done, end reached).
+
+    end reached: the kernel answered ENOENT after the last element of a look-up.
+    A KernelError has a ``count`` place: how many elements were done before it.
+    """
+    held = [Pointer(part) for part in (in_batch, out_batch, keys, values)]
+    attr = bytearray(layouts.SIZE_MAP_BATCH)
+    _pack_into(
+        "=QQQQIIQQ", attr, 0, *(part.address for part in held), count, fd, elem_flags, 0
+    )  # fmt: skip
+    try:
+        call(cmd, attr)
+    except KernelError as error:
+        done = get(attr, layouts.ATTR_MAP_BATCH, "count")
+        if error.errno == ENOENT and out_batch is not None:
+            return done, True
+        raise error.at(count=done)  # noqa: B904
+    return get(attr, layouts.ATTR_MAP_BATCH, "count"), False
+
+
+# --- programs ---------------------------------------------------------------------------------
+
+
+def prog_load(attr_fields: dict[str, int | bytes], log: bytearray | None = None) -> int:
+    """BPF_PROG_LOAD: the new program's fd; fields as in ``layouts.ATTR_PROG_LOAD``.
+
+    log: a buffer for the verifier's log (field log_level says how much). Addresses in the fields
+    must be kept alive by the caller. ``prog_load_logged`` in pybpf.kernel.program grows the log.
+    EAGAIN (a signal during verification) is retried.
+    """
+    held = Pointer(log)
+    if log is not None:
+        attr_fields = {**attr_fields, "log_buf": held.address, "log_size": len(log)}
+    attr = pack(layouts.ATTR_PROG_LOAD, layouts.SIZE_PROG_LOAD, attr_fields)
+    for _ in range(_LOAD_ATTEMPTS - 1):
+        try:
+            return call(abi.BPF_PROG_LOAD, attr)
+        except KernelError as error:
+            if error.errno != EAGAIN:
+                raise
+    return call(abi.BPF_PROG_LOAD, attr)
+
+
+def prog_run(
+    fd: int,
+    *,
+    data_in: Buffer | None = None,
+    data_out: bytearray | None = None,
+    ctx_in: Buffer | None = None,
+    ctx_out: bytearray | None = None,
+    repeat: int = 0,
+    flags: int = 0,
+    cpu: int = 0,
+    batch_size: int = 0,
+) -> tuple[int, int, int, int]:
+    """BPF_PROG_RUN: (return value, nanoseconds per run, bytes of data out, bytes of ctx out).
+
+    BPF_PROG_TYPE_SYSCALL: ctx_in only (5.14).
+    """
+    held = [Pointer(part) for part in (data_in, data_out, ctx_in, ctx_out)]
+    layout = layouts.ATTR_PROG_RUN
+    attr = pack(
+        layout,
+        layouts.SIZE_PROG_RUN,
+        {
+            "prog_fd": fd,
+            "data_size_in": len(data_in or b""),
+            "data_size_out": len(data_out or b""),
+            "data_in": held[0].address,
+            "data_out": held[1].address,
+            "repeat": repeat,
+            "ctx_size_in": len(ctx_in or b""),
+            "ctx_size_out": len(ctx_out or b""),
+            "ctx_in": held[2].address,
+            "ctx_out": held[3].address,
+            "flags": flags,
+            "cpu": cpu,
+            "batch_size": batch_size,
+        },
+    )
+    call(abi.BPF_PROG_RUN, attr)
+    return (
+        get(attr, layout, "retval"),
+        get(attr, layout, "duration"),
+        get(attr, layout, "data_size_out"),
+        get(attr, layout, "ctx_size_out"),
+    )
+
+
+def prog_attach(
+    prog_fd: int, target_fd: int, attach_type: int, flags: int = 0, replace_fd: int = 0
+) -> None:
+    """BPF_PROG_ATTACH: without a link; lasts until detached or until the target goes."""
+    attr = bytearray(layouts.SIZE_PROG_ATTACH)
+    _pack_into("=IIIII", attr, 0, target_fd, prog_fd, attach_type, flags, replace_fd)
+    call(abi.BPF_PROG_ATTACH, attr)
+
+
+def prog_detach(prog_fd: int, target_fd: int, attach_type: int) -> None:
+    """BPF_PROG_DETACH."""
+    attr = bytearray(layouts.SIZE_PROG_ATTACH)
+    _pack_into("=III", attr, 0, target_fd, prog_fd, attach_type)
+    call(abi.BPF_PROG_DETACH, attr)
+
+
+def prog_query(target_fd: int, attach_type: int, flags: int = 0) -> list[int]:
+    """BPF_PROG_QUERY (4.15): ids of the programs attached to ``target_fd``."""
+    count = 64
+    while True:
+        ids = bytearray(4 * count)
+        held = Pointer(ids)
+        attr = pack(
+            layouts.ATTR_PROG_QUERY,
+            layouts.SIZE_PROG_QUERY,
+            {
+                "target_fd": target_fd,
+                "attach_type": attach_type,
+                "query_flags": flags,
+                "prog_ids": held.address,
+                "prog_cnt": count,
+            },
+        )
+        try:
+            call(abi.BPF_PROG_QUERY, attr)
+        except KernelError as error:
+            if error.errno != ENOSPC:
+                raise
+            count = max(2 * count, get(attr, layouts.ATTR_PROG_QUERY, "prog_cnt"))
+            continue
+        found = get(attr, layouts.ATTR_PROG_QUERY, "prog_cnt")
+        return list(_unpack_from(f"={found}I", ids))
+
+
+def prog_bind_map(prog_fd: int, map_fd: int) -> None:
+    """BPF_PROG_BIND_MAP (5.10): the program keeps the map alive."""
+    attr = bytearray(layouts.SIZE_PROG_BIND_MAP)
+    _pack_into("=II", attr, 0, prog_fd, map_fd)
+    call(abi.BPF_PROG_BIND_MAP, attr)
+
+
+# --- BTF --------------------------------------------------------------------------------------
+
+
+def btf_load(data: Buffer, log: bytearray | None = None, token_fd: int = 0) -> int:
+    """BPF_BTF_LOAD (4.18): the BTF object's fd. log: a buffer for the kernel's complaints."""
+    held, held_log = Pointer(data), Pointer(log)
+    attr = pack(
+        layouts.ATTR_BTF_LOAD,
+        layouts.SIZE_BTF_LOAD,
+        {
+            "btf": held.address,
+            "btf_size": len(data),
+            "btf_log_buf": held_log.address,
+            "btf_log_size": len(log or b""),
+            "btf_log_level": 1 if log else 0,
+            "btf_flags": abi.BPF_F_TOKEN_FD if token_fd else 0,
+            "btf_token_fd": token_fd,
+        },
+    )
+    return call(abi.BPF_BTF_LOAD, attr)
+
+
+# --- links ------------------------------------------------------------------------------------
+
+
+def link_create(prog_fd: int, target_fd: int, attach_type: int, **fields: int) -> int:
+    """BPF_LINK_CREATE (5.7; tracing and LSM programs 5.18-5.20: see raw_tracepoint_open): the
+    link's fd. fields: further ones of ``layouts.ATTR_LINK_CREATE``; a dot is written "__"
+    (``perf_event__bpf_cookie=1``)."""
+    attr = pack(
+        layouts.ATTR_LINK_CREATE,
+        layouts.SIZE_LINK_CREATE,
+        {"prog_fd": prog_fd, "target_fd": target_fd, "attach_type": attach_type},
+    )
+    for name, value in fields.items():
+        put(attr, layouts.ATTR_LINK_CREATE, name.replace("__", "."), value)
+    return call(abi.BPF_LINK_CREATE, attr)
+
+
+def link_update(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) -> None:
+    """BPF_LINK_UPDATE (5.7); old_prog_fd: fail unless this is the present one. Tracing and LSM
+    links cannot be updated."""
+    flags = 0 if old_prog_fd is None else abi.BPF_F_REPLACE
+    attr = bytearray(layouts.SIZE_LINK_UPDATE)
+    _pack_into("=IIII", attr, 0, link_fd, new_prog_fd, flags, old_prog_fd or 0)
+    call(abi.BPF_LINK_UPDATE, attr)
+
+
+def link_detach(link_fd: int) -> None:
+    """BPF_LINK_DETACH (5.9). Tracing and LSM links cannot be detached: close their fds."""
+    attr = bytearray(layouts.SIZE_LINK_DETACH)
+    _pack_into("=I", attr, 0, link_fd)
+    call(abi.BPF_LINK_DETACH, attr)
+
+
+def raw_tracepoint_open(prog_fd: int, name: str | None = None, cookie: int = 0) -> int:
+    """BPF_RAW_TRACEPOINT_OPEN (4.17): the link's fd.
+
+    name None: a program whose target was given at load time (tp_btf, fentry, LSM)."""
+    held = Pointer(None if name is None else name.encode() + b"\0")
+    attr = bytearray(layouts.SIZE_RAW_TRACEPOINT)
+    _pack_into("=QI4xQ", attr, 0, held.address, prog_fd, cookie)
+    return call(abi.BPF_RAW_TRACEPOINT_OPEN, attr)
+
+
+def iter_create(link_fd: int) -> int:
+    """BPF_ITER_CREATE (5.8): an fd to read(2) the iterator's output from."""
+    attr = bytearray(layouts.SIZE_ITER_CREATE)
+    _pack_into("=I", attr, 0, link_fd)
+    return call(abi.BPF_ITER_CREATE, attr)
+
+
+# --- objects of every kind --------------------------------------------------------------------
+
+
+def obj_pin(fd: int, path: str) -> None:
+    """BPF_OBJ_PIN (4.4): ``path`` must be on a bpf filesystem, without dots in the last name."""
+    held = Pointer(path.encode("utf-8", "surrogateescape") + b"\0")
+    attr = bytearray(layouts.SIZE_OBJ)
+    _pack_into("=QI", attr, 0, held.address, fd)
+    call(abi.BPF_OBJ_PIN, attr)
+
+
+def obj_get(path: str, flags: int = 0) -> int:
+    """BPF_OBJ_GET: an fd of what is pinned at ``path``."""
+    held = Pointer(path.encode("utf-8", "surrogateescape") + b"\0")
+    attr = bytearray(layouts.SIZE_OBJ)
+    _pack_into("=QII", attr, 0, held.address, 0, flags)
+    return call(abi.BPF_OBJ_GET, attr)
+
+
+def obj_get_info(fd: int, info: bytearray) -> int:
+    """BPF_OBJ_GET_INFO_BY_FD (4.13) into ``info``; returns how many bytes the kernel knows."""
+    held = Pointer(info)
+    attr = bytearray(layouts.SIZE_INFO)
+    _pack_into("=IIQ", attr, 0, fd, len(info), held.address)
+    call(abi.BPF_OBJ_GET_INFO_BY_FD, attr)
+    return get(attr, layouts.ATTR_INFO, "info_len")
+
+
+def next_id(cmd: int, start: int) -> int | None:
+    """BPF_{PROG,MAP,BTF,LINK}_GET_NEXT_ID: the next id above ``start``, None after the last."""
+    attr = bytearray(layouts.SIZE_GET_ID)
+    _pack_into("=I", attr, 0, start)
+    try:
+        call(cmd, attr)
+    except KernelError as error:
+        if error.errno == ENOENT:
+            return None
+        raise
+    return get(attr, layouts.ATTR_GET_ID, "next_id")
+
+
+def fd_by_id(cmd: int, ident: int, flags: int = 0) -> int:
+    """BPF_{PROG,MAP,BTF,LINK}_GET_FD_BY_ID; flags BPF_F_RDONLY or BPF_F_WRONLY (maps)."""
+    attr = bytearray(layouts.SIZE_GET_ID)
+    _pack_into("=III", attr, 0, ident, 0, flags)
+    return call(cmd, attr)
+
+
+def enable_stats() -> int:
+    """BPF_ENABLE_STATS (5.8): run time and run count of programs are kept while the fd is open."""
+    attr = bytearray(layouts.SIZE_ENABLE_STATS)
+    _pack_into("=I", attr, 0, abi.BPF_STATS_RUN_TIME)
+    return call(abi.BPF_ENABLE_STATS, attr)
+
+
+def token_create(bpffs_fd: int) -> int:
+    """BPF_TOKEN_CREATE (6.9) from a bpf filesystem mounted with delegation options."""
+    attr = bytearray(layouts.SIZE_TOKEN_CREATE)
+    _pack_into("=II", attr, 0, 0, bpffs_fd)
+    return call(abi.BPF_TOKEN_CREATE, attr)
+
