@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The cache folder: locks, publishing by rename, content hashes, progress lines.
+
+Every artefact is built in a scratch directory beside its final place and renamed into it, so
+an interrupted run leaves nothing that looks finished; a lock per artefact keeps concurrent
+runs from building the same thing twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+__all__ = [
+    "cache_root",
+    "content_hash",
+    "lock",
+    "progress",
+    "publish",
+    "tree_hash",
+]
+
+_SLOW_SECONDS = 2.0
+
+
+def cache_root() -> Path:
+    """The cache folder: RESTRICT_CACHE, else pybpf-restrict in the user's cache directory."""
+    named = os.environ.get("RESTRICT_CACHE")
+    if named:
+        root = Path(named).absolute()
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        root = Path(base) / "pybpf-restrict"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Print *what* to stderr once it takes longer than two seconds, and then how long it took."""
+    start = time.monotonic()
+    told = threading.Event()
+
+    def tell() -> None:
+        told.set()
+        print(f"… {what}", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(_SLOW_SECONDS, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if told.is_set():
+            print(f"… {what}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive flock(2) on the file *path* (made if need be) while the body runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with progress(f"waiting for another run that holds {path.name}"):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def publish(target: Path, build: Callable[[Path], None], what: str) -> Path:
+    """Return *target*; if it does not exist, ``build(scratch)`` fills a directory first.
+
+    The directory is renamed to *target* only after *build* has returned.
+    """
+    if target.is_dir():
+        return target
+    locks = cache_root() / "locks"
+    with lock(locks / target.name):
+        if target.is_dir():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            with progress(what):
+                build(scratch)
+            scratch.chmod(0o755)
+            scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    return target
+
+
+def content_hash(parts: Iterable[bytes | str]) -> str:
+    """A short hash over *parts*; each part's length goes in, so that borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.hexdigest()[:20]
+
+
+def tree_hash(files: Iterable[tuple[str, Path]]) -> str:
+    """A hash over (name in the tree, file on the host): names, contents and executable bits."""
+
+    def parts() -> Iterator[bytes]:
+        for name, path in sorted(files):
+            yield name.encode()
+            yield b"x" if os.access(path, os.X_OK) else b"-"
+            yield path.read_bytes()
+
+    return content_hash(parts())

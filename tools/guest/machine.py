@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""One run of qemu: its command line, its two serial ports, its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cache import cache_root
+from .errors import GuestError
+from .images import Image, make_image
+from .initramfs import base_segment, module_list, run_segment
+from .keys import signer
+from .lanes import Lane
+from .packages import Toolbox, kernel, toolbox
+from .trees import project_tree, system_tree
+from .uefi import add_db_certificate
+
+__all__ = ["COMMAND_LINE", "Guest", "Outcome", "kernel_trouble"]
+
+COMMAND_LINE = (
+    "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on "
+    "proc_mem.force_override=never"
+)
+_TROUBLE = re.compile(
+    r"^.*(?:BUG: |Oops: |Oops\b.*\[#|WARNING: |Kernel panic|general protection fault"
+    r"|unable to handle|INFO: task .* blocked|rcu: INFO: |soft lockup|Internal error).*$",
+    re.MULTILINE,
+)
+
+
+def kernel_trouble(console: str) -> list[str]:
+    """Lines of the console that tell of an oops, BUG, WARNING, panic or hang of the kernel."""
+    return [match.group(0).strip() for match in _TROUBLE.finditer(console)]
+
+
+@dataclass
+class Outcome:
+    """How a run of the guest ended.
+
+    *events* are all lines that came over the results port; *status* is the exit status the
+    guest reported, None if there was no explicit end; *reason* says in words why the run is
+    over.
+    """
+
+    events: list[dict[str, object]]
+    console: str
+    status: int | None
+    reason: str
+    seconds: float
+    trouble: list[str] = field(default_factory=list)
+
+    def first(self, event: str) -> dict[str, object] | None:
+        """The first event of a kind."""
+        return next((item for item in self.events if item.get("event") == event), None)
+
+
+class Guest:
+    """A guest to be run: lane, what its PID 1 does, drives, extra kernel parameters."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        root: str = "signed",
+        append: str = "",
+        memory: int = 1024,
+        drives: Mapping[str, Path] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        keyring: bool | None = None,
+    ) -> None:
+        self.lane = lane
+        self.tools: Toolbox = toolbox()
+        self.kernel = kernel(lane)
+        self.root = root
+        self.append = append
+        self.memory = memory
+        self.drives = dict(drives or {})
+        self.files = dict(files or {})
+        self.keyring = lane.dm_verity_keyring if keyring is None else keyring
+        self.images: dict[str, Image] = {}
+
+    def _signed_images(self) -> dict[str, Image]:
+        images = cache_root() / "images"
+        system = system_tree(self.tools)
+        project = project_tree(self.tools)
+        return {
+            "system": make_image(self.tools, system, images / system.name, "the system image"),
+            "project": make_image(self.tools, project, images / project.name, "the project image"),
+        }
+
+    def _initrd(self, folder: Path, request: Mapping[str, object]) -> Path:
+        run = {
+            "root": self.root,
+            "keyring": self.keyring,
+            "modules": module_list(self.lane, self.kernel),
+            "images": {name: image.describe() for name, image in self.images.items()},
+            **request,
+        }
+        path = folder / "initrd"
+        with open(path, "wb") as out:
+            with open(base_segment(self.tools, self.lane, self.kernel), "rb") as base:
+                shutil.copyfileobj(base, out)
+            project = project_tree(self.tools) if self.root == "initramfs" else None
+            out.write(run_segment(self.tools, run, self.files, project))
+        return path
+
+    def command(
+        self, folder: Path, request: Mapping[str, object], interactive: bool = False
+    ) -> list[str]:
+        """The qemu command line; writes what it names into *folder*."""
+        if self.root == "signed":
+            self.images = self._signed_images()
+        disks = {name: image.path for name, image in self.images.items()}
+        disks.update(self.drives)
+        arguments = [
+            *[word for folder in self.tools.qemu_data for word in ("-L", str(folder))],
+            "-machine", "q35", "-accel", "tcg,thread=single", "-smp", "1", "-cpu", "max",
+            "-m", str(self.memory), "-display", "none", "-nodefaults", "-no-reboot",
+            "-no-user-config",
+            "-kernel", str(self.kernel.image),
+            "-initrd", str(self._initrd(folder, request)),
+            "-append", f"{COMMAND_LINE} {self.append}".strip(),
+        ]  # fmt: skip
+        if interactive:
+            arguments += ["-serial", "mon:stdio"]
+        else:
+            arguments += ["-serial", f"file:{folder / 'console.log'}"]
+        arguments += ["-serial", f"file:{folder / 'results.jsonl'}"]
+        if self.lane.firmware:
+            arguments += self._firmware(folder)
+        for name, path in disks.items():
+            if "," in str(path):
+                raise GuestError(f"qemu takes no comma in a drive's path: {path}")
+            arguments += [
+                "-drive", f"file={path},if=none,id={name},format=raw,readonly=on",
+                "-device", f"virtio-blk-pci,drive={name},serial={name}",
+            ]  # fmt: skip
+        return self.tools.command("qemu-system-x86_64", *arguments)
+
+    def _firmware(self, folder: Path) -> list[str]:
+        template = self.tools.firmware("OVMF_VARS_4M.fd").read_bytes()
+        variables = folder / "vars.fd"
+        variables.write_bytes(add_db_certificate(template, signer(self.tools).der()))
+        code = self.tools.firmware("OVMF_CODE_4M.fd")
+        return [
+            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
+            "-drive", f"if=pflash,format=raw,unit=1,file={variables}",
+        ]  # fmt: skip
+
+    def run(
+        self,
+        request: Mapping[str, object],
+        *,
+        timeout: float = 300.0,
+        artifacts: Path | None = None,
+        on_event: Callable[[dict[str, object]], None] | None = None,
+    ) -> Outcome:
+        """Run the guest to its end, at most *timeout* seconds; never raises for what it does."""
+        with tempfile.TemporaryDirectory(prefix="restrict-vm-") as name:
+            folder = Path(name)
+            command = self.command(folder, request)
+            start = time.monotonic()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            events: list[dict[str, object]] = []
+            reason = ""
+            try:
+                for event in _follow(folder / "results.jsonl", process, start + timeout):
+                    if event is None:
+                        reason = f"no end within {timeout:.0f} s"
+                        break
+                    events.append(event)
+                    if on_event is not None:
+                        on_event(event)
+                    if event.get("event") in ("end", "crash"):
+                        break
+                try:
+                    process.wait(10 if not reason else 0)
+                except subprocess.TimeoutExpired:
+                    pass
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                assert process.stderr is not None
+                complaint = process.stderr.read().decode("utf-8", "replace").strip()
+                process.stderr.close()
+                process.wait()
+            seconds = time.monotonic() - start
+            console_file = folder / "console.log"
+            console = (
+                console_file.read_text("utf-8", "replace").replace("\r\n", "\n")
+                if console_file.exists()
+                else ""
+            )
+            if artifacts is not None:
+                artifacts.mkdir(parents=True, exist_ok=True)
+                (artifacts / "console.log").write_text(console)
+                with open(artifacts / "results.jsonl", "w") as out:
+                    for event in events:
+                        out.write(json.dumps(event) + "\n")
+        return _outcome(events, console, seconds, reason, complaint, process.returncode)
+
+
+def _outcome(
+    events: Sequence[dict[str, object]],
+    console: str,
+    seconds: float,
+    reason: str,
+    complaint: str,
+    code: int,
+) -> Outcome:
+    status: int | None = None
+    last = events[-1] if events else {}
+    if last.get("event") == "end":
+        given = last.get("status")
+        status = given if isinstance(given, int) else None
+        reason = f"ended with status {status}"
+    elif last.get("event") == "crash":
+        reason = f"PID 1 failed in {last.get('where')}: {last.get('traceback')}"
+    elif not reason:
+        reason = f"qemu ended with status {code} before the guest said that it was done"
+        if complaint:
+            reason += f": {complaint}"
+    return Outcome(list(events), console, status, reason, seconds, kernel_trouble(console))
+
+
+def _follow(
+    path: Path, process: subprocess.Popen[bytes], deadline: float
+) -> Iterator[dict[str, object] | None]:
+    """Events as they are appended to *path*; None once when the deadline has passed."""
+    pending = b""
+    position = 0
+    while True:
+        ended = process.poll() is not None
+        if path.exists():
+            with open(path, "rb") as file:
+                file.seek(position)
+                data = file.read()
+            position += len(data)
+            pending += data
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                # OVMF writes its own words to every serial port before the kernel starts.
+                start = line.find(b'{"event"')
+                if start < 0:
+                    continue
+                try:
+                    event = json.loads(line[start:])
+                except ValueError:
+                    event = {"event": "garbled", "text": line.decode("utf-8", "replace")}
+                yield event
+        if ended:
+            return
+        if time.monotonic() > deadline:
+            yield None
+            return
+        time.sleep(0.02)
