@@ -1,0 +1,573 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""BTF, read lazily: a type is decoded when it is asked for, the data is never copied.
+
+``Btf`` keeps a view of the bytes (mmap, bytes or memoryview) and the position of each type it
+has walked past, 4 bytes a type. The walk goes no further than the highest id asked for, and a
+name is looked for in the string section before any type is touched: vmlinux BTF has 120,000
+types, and a relocation needs a few of them. Data in the other byte order is converted once
+(that one is a copy).
+
+Source: include/uapi/linux/btf.h, Documentation/bpf/btf.rst. All errors in the data raise
+FormatError, also when they are found late.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from array import array
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from pybpf.btf import scan
+from pybpf.btf.consts import (
+    ENUM_KINDS,
+    KIND_ARRAY,
+    KIND_DATASEC,
+    KIND_DECL_TAG,
+    KIND_ENUM,
+    KIND_ENUM64,
+    KIND_FLOAT,
+    KIND_FUNC,
+    KIND_FUNC_PROTO,
+    KIND_INT,
+    KIND_MASK,
+    KIND_PTR,
+    KIND_STRUCT,
+    KIND_TYPEDEF,
+    KIND_UNION,
+    KIND_VAR,
+    KIND_VOID,
+    MODIFIERS,
+    VLEN_MASK,
+    kind_name,
+)
+from pybpf.btf.header import Header
+from pybpf.errors import FormatError, UsageError
+
+__all__ = ["ArrayInfo", "Btf", "Enumerator", "Member", "Param", "SecVar", "Type", "essential_name"]
+
+SYSFS = "/sys/kernel/btf"
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+_SIZED = frozenset(
+    (KIND_INT, KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_ENUM64, KIND_FLOAT, KIND_DATASEC)
+)
+_REFERRING = MODIFIERS | {KIND_TYPEDEF}
+_RESOLVED_THROUGH = _REFERRING | {KIND_VAR, KIND_DECL_TAG}
+# A chain of modifiers and typedefs as long as this is a loop: compilers nest a handful.
+_MAX_CHAIN = 512
+# libbpf's bound on the depth of a size (MAX_RESOLVE_DEPTH).
+_MAX_SIZE_DEPTH = 32
+_CACHE = 4096
+
+
+class Member(NamedTuple):
+    """A member of a struct or union. bit_size: 0 unless a bit-field."""
+
+    name: str
+    type: int
+    bit_offset: int
+    bit_size: int
+
+
+class Enumerator(NamedTuple):
+    """A named value of an enum or enum64 (signed where the enum says so)."""
+
+    name: str
+    value: int
+
+
+class Param(NamedTuple):
+    """A parameter of a function prototype; type 0 with no name: variable arguments."""
+
+    name: str
+    type: int
+
+
+class SecVar(NamedTuple):
+    """A variable in a DATASEC: type id of the VAR, offset and size in bytes."""
+
+    type: int
+    offset: int
+    size: int
+
+
+class ArrayInfo(NamedTuple):
+    """An array: element type, index type, number of elements."""
+
+    type: int
+    index_type: int
+    nelems: int
+
+
+def essential_name(name: str) -> str:
+    """``name`` without its CO-RE flavour: everything from the last X___Y separator on."""
+    at = len(name) - 5
+    while at >= 0:
+        # X and Y are no underscores: "a____b" has no flavour (libbpf: bpf_core_essential_name_len)
+        if name[at + 1 : at + 4] == "___" and name[at] != "_" and name[at + 4] != "_":
+            return name[: at + 1]
+        at -= 1
+    return name
+
+
+class Type:
+    """One type. The fixed part is read at once, what follows it when it is asked for.
+
+    id: type id; kind: BTF_KIND_*; kflag: bit 31 of info; vlen: number of entries;
+    size_or_type: bytes for a sized kind, a type id for a referring one.
+    """
+
+    __slots__ = ("_entries", "_name", "btf", "id", "kflag", "kind", "name_off", "pos",
+                 "size_or_type", "vlen")
+
+    def __init__(
+        self, btf: Btf, type_id: int, pos: int, name_off: int, info: int, size_or_type: int
+    ) -> None:
+        self.btf = btf
+        self.id = type_id
+        self.pos = pos  # word index in btf.words
+        self.name_off = name_off
+        self.kind = (info >> 24) & KIND_MASK
+        self.kflag = bool(info >> 31)
+        self.vlen = info & VLEN_MASK
+        self.size_or_type = size_or_type
+        self._name: str | None = None
+        self._entries: object = None
+
+    def __repr__(self) -> str:
+        return f"<Type [{self.id}] {kind_name(self.kind)} {self.name or '(anon)'}>"
+
+    @property
+    def name(self) -> str:
+        """The name; empty for an anonymous type."""
+        if self._name is None:
+            self._name = self.btf.name(self.name_off)
+        return self._name
+
+    @property
+    def kind_name(self) -> str:
+        """The kind in words, as bpftool spells it in lower case."""
+        return kind_name(self.kind)
+
+    @property
+    def size(self) -> int:
+        """Size in bytes of a sized kind (int, struct, union, enum, float, datasec)."""
+        if self.kind not in _SIZED:
+            raise UsageError(f"type [{self.id}] is a {self.kind_name}, which has no size field")
+        return self.size_or_type
+
+    @property
+    def type(self) -> int:
+        """Id of the type a referring kind refers to; of an array, its element type."""
+        if self.kind == KIND_ARRAY:
+            return self.array.type
+        if self.kind in _SIZED or self.kind == KIND_VOID:
+            raise UsageError(f"type [{self.id}] is a {self.kind_name}, which refers to no type")
+        return self.size_or_type
+
+    def raw_entries(self, width: int) -> Iterator[tuple[int, ...]]:
+        """The words of each of the vlen entries, ``width`` words an entry."""
+        at = self.pos + 3
+        words = self.btf.words[at : at + width * self.vlen]
+        return zip(*[iter(words)] * width, strict=True)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Members of a struct or union, in order; () for other kinds."""
+        if self.kind not in (KIND_STRUCT, KIND_UNION):
+            return ()
+        if self._entries is None:
+            name = self.btf.name
+            if self.kflag:
+                self._entries = tuple(
+                    Member(name(n), t, o & 0xFFFFFF, o >> 24) for n, t, o in self.raw_entries(3)
+                )
+            else:
+                self._entries = tuple(
+                    Member(name(n), t, o, self.btf.int_bitfield_size(t))
+                    for n, t, o in self.raw_entries(3)
+                )
+        return self._entries  # type: ignore[return-value]
+
+    @property
+    def enumerators(self) -> tuple[Enumerator, ...]:
+        """Values of an enum or enum64, in order; () for other kinds."""
+        if self.kind not in ENUM_KINDS:
+            return ()
+        if self._entries is None:
+            name = self.btf.name
+            if self.kind == KIND_ENUM:
+                pairs = ((n, v, 32) for n, v in self.raw_entries(2))
+            else:
+                pairs = ((n, lo | hi << 32, 64) for n, lo, hi in self.raw_entries(3))
+            self._entries = tuple(
+                Enumerator(name(n), v - (1 << bits) if self.kflag and v >> (bits - 1) else v)
+                for n, v, bits in pairs
+            )
+        return self._entries  # type: ignore[return-value]
+
+    @property
+    def params(self) -> tuple[Param, ...]:
+        """Parameters of a function prototype; () for other kinds."""
+        if self.kind != KIND_FUNC_PROTO:
+            return ()
+        if self._entries is None:
+            name = self.btf.name
+            self._entries = tuple(Param(name(n), t) for n, t in self.raw_entries(2))
+        return self._entries  # type: ignore[return-value]
+
+    @property
+    def variables(self) -> tuple[SecVar, ...]:
+        """Variables of a DATASEC; () for other kinds."""
+        if self.kind != KIND_DATASEC:
+            return ()
+        return tuple(SecVar(*entry) for entry in self.raw_entries(3))
+
+    @property
+    def array(self) -> ArrayInfo:
+        """Element type, index type and length of an array."""
+        if self.kind != KIND_ARRAY:
+            raise UsageError(f"type [{self.id}] is a {self.kind_name}, not an array")
+        return ArrayInfo(*self.btf.words[self.pos + 3 : self.pos + 6])
+
+    @property
+    def int_encoding(self) -> int:
+        """Encoding bits of an int: 1 signed, 2 char, 4 bool; 0 for other kinds."""
+        return (self.btf.words[self.pos + 3] >> 24) & 0xF if self.kind == KIND_INT else 0
+
+    @property
+    def int_offset(self) -> int:
+        """Bit offset of an int inside its storage (only pre-kflag bit-fields have one)."""
+        return (self.btf.words[self.pos + 3] >> 16) & 0xFF if self.kind == KIND_INT else 0
+
+    @property
+    def int_bits(self) -> int:
+        """Number of bits of an int."""
+        return self.btf.words[self.pos + 3] & 0xFF if self.kind == KIND_INT else 0
+
+    @property
+    def signed(self) -> bool:
+        """True for a signed int and for an enum with negative values."""
+        return bool(self.int_encoding & 1) or (self.kind in ENUM_KINDS and self.kflag)
+
+    @property
+    def linkage(self) -> int:
+        """Of a VAR or FUNC: 0 static, 1 global, 2 extern."""
+        if self.kind == KIND_VAR:
+            return self.btf.words[self.pos + 3]
+        return self.vlen if self.kind == KIND_FUNC else 0
+
+    @property
+    def component(self) -> int:
+        """Of a DECL_TAG: index of the member or parameter it marks, -1 for the whole type."""
+        if self.kind != KIND_DECL_TAG:
+            return -1
+        value = self.btf.words[self.pos + 3]
+        return value - (1 << 32) if value >> 31 else value
+
+
+class Btf:
+    """A BTF blob, or a split BTF on top of ``base``.
+
+    name: where it comes from ("vmlinux", a module, an object), for messages.
+    start_id: id of its first own type; base ids are below it. byteorder: "little" or "big".
+    """
+
+    ptr_size = 8
+
+    def __init__(self, data: Buffer, *, base: Btf | None, name: str, byteorder: str | None) -> None:
+        self.base = base
+        self.label = name
+        self.data = data
+        self.header = Header.parse(data, byteorder=byteorder, name=name)
+        self.byteorder = self.header.byteorder
+        self.kind_words = self.header.kind_words
+        if base is not None and base.byteorder != self.byteorder:
+            raise FormatError(
+                f"its byte order is {self.byteorder}, that of {base.label} is {base.byteorder}",
+                btf=name,
+            )
+        start, end = self.header.type_range
+        with memoryview(data) as view:
+            if self.byteorder == sys.byteorder:
+                self.words: memoryview | array[int] = view[start:end].cast("B").cast("I")
+            else:
+                self.words = array("I", view[start:end].tobytes())
+                self.words.byteswap()
+        self.start_id = base.count if base is not None else 1
+        self.start_str = base.str_end if base is not None else 0
+        self._strings = self.header.str_range
+        if base is None and self._strings[0] == self._strings[1]:
+            raise FormatError("its string section is empty", btf=name)
+        self._walk = scan.Walk(self.words, self.kind_words, name)
+        self._types: dict[int, Type] = {}
+        self._names: dict[int, str] = {}
+        self._ids_by_name: dict[str, list[int]] | None = None
+        self._candidates: dict[str, tuple[int, ...]] = {}
+        self._by_name: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def parse(
+        cls,
+        data: Buffer,
+        *,
+        base: Btf | None = None,
+        name: str = "vmlinux",
+        byteorder: str | None = None,
+    ) -> Btf:
+        """Read BTF from ``data``, which must stay as it is while the Btf is used.
+
+        byteorder: None takes the order the magic number shows. Raises FormatError.
+        """
+        return cls(data, base=base, name=name, byteorder=byteorder)
+
+    @classmethod
+    def open(cls, path: str, *, base: Btf | None = None, name: str | None = None) -> Btf:
+        """Map (else read) a file of raw BTF. Raises FormatError, OSError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data: Buffer
+            try:
+                # sysfs allows it since v6.16 (a private, read-only mapping and nothing else)
+                data = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+            except (OSError, ValueError):
+                chunks = []
+                while chunk := os.read(fd, 1 << 20):
+                    chunks.append(chunk)
+                data = b"".join(chunks)
+        finally:
+            os.close(fd)
+        return cls.parse(data, base=base, name=name or os.path.basename(path))
+
+    @classmethod
+    def vmlinux(cls) -> Btf:
+        """The running kernel's BTF (CONFIG_DEBUG_INFO_BTF). Raises FormatError, OSError."""
+        return cls.open(f"{SYSFS}/vmlinux", name="vmlinux")
+
+    @classmethod
+    def module(cls, name: str, vmlinux: Btf) -> Btf:
+        """BTF of a loaded module (v5.11), split on top of ``vmlinux``."""
+        if "/" in name or name in ("", ".", ".."):
+            raise UsageError(f"{name!r} is no module name")
+        return cls.open(f"{SYSFS}/{name}", base=vmlinux, name=name)
+
+    def raw(self) -> bytes:
+        """The whole blob as bytes (a copy), for BPF_BTF_LOAD."""
+        with memoryview(self.data) as view:
+            return view.tobytes()
+
+    # -- strings ---------------------------------------------------------------------------
+
+    @property
+    def str_end(self) -> int:
+        """First string offset past this BTF's strings, its base's included."""
+        return self.start_str + self._strings[1] - self._strings[0]
+
+    def name(self, offset: int) -> str:
+        """The string at ``offset``. Raises FormatError when it lies outside."""
+        found = self._names.get(offset)
+        if found is not None:
+            return found
+        if offset < self.start_str:
+            assert self.base is not None
+            return self.base.name(offset)
+        start, end = self._strings
+        at = start + offset - self.start_str
+        if at >= end:
+            raise FormatError(f"string offset {offset} is outside the string section",
+                              btf=self.label)
+        size = 48
+        while True:
+            piece = bytes(self.data[at : min(at + size, end)])
+            stop = piece.find(0)
+            if stop >= 0:
+                break
+            # The header check has seen the NUL that ends the section.
+            size *= 8
+        if len(self._names) >= _CACHE:
+            self._names.clear()
+        # Identifiers are ASCII; a tag's text may be anything, and must not break a message.
+        text = self._names[offset] = piece[:stop].decode("utf-8", "backslashreplace")
+        return text
+
+    def name_is(self, offset: int, name: bytes) -> bool:
+        """Whether the string at ``offset`` equals ``name``, which ends in one NUL byte."""
+        if offset < self.start_str:
+            assert self.base is not None
+            return self.base.name_is(offset, name)
+        start, end = self._strings
+        at = start + offset - self.start_str
+        return at + len(name) <= end and bytes(self.data[at : at + len(name)]) == name
+
+    # -- types -----------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Number of ids, void and the base's included (walks the whole section once)."""
+        return self.start_id + self._walk.total()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def type(self, type_id: int) -> Type:
+        """The type with this id. Raises FormatError when there is none."""
+        found = self._types.get(type_id)
+        if found is not None:
+            return found
+        if type_id < self.start_id:
+            if self.base is not None:
+                return self.base.type(type_id)
+            if type_id == 0:
+                return Type(self, 0, 0, 0, 0, 0)
+            raise FormatError(f"type id {type_id} is negative", btf=self.label)
+        pos = self._walk.position(type_id - self.start_id)
+        if pos < 0:
+            raise FormatError(
+                f"there is no type [{type_id}] (there are {self.count})", btf=self.label
+            )
+        if len(self._types) >= _CACHE:
+            self._types.clear()
+        name_off, info, value = self.words[pos : pos + 3]
+        found = self._types[type_id] = Type(self, type_id, pos, name_off, info, value)
+        return found
+
+    def __iter__(self) -> Iterator[Type]:
+        """Own types in id order (without the base's)."""
+        for type_id in range(self.start_id, self.count):
+            yield self.type(type_id)
+
+    def skip(self, type_id: int) -> Type:
+        """Follow modifiers and typedefs. Raises FormatError on a loop."""
+        for _ in range(_MAX_CHAIN):
+            found = self.type(type_id)
+            if found.kind not in _REFERRING:
+                return found
+            type_id = found.size_or_type
+        raise FormatError(f"modifiers and typedefs at type [{type_id}] form a loop",
+                          btf=self.label)
+
+    def size(self, type_id: int) -> int:
+        """Size in bytes of any type that has one, arrays and typedefs included.
+
+        Raises FormatError for void, functions, forward declarations, loops, and sizes of
+        2**32 bytes and more.
+        """
+        elements = 1
+        first = type_id
+        for _ in range(_MAX_SIZE_DEPTH):
+            found = self.type(type_id)
+            kind = found.kind
+            if kind in _SIZED:
+                total = elements * found.size_or_type
+            elif kind == KIND_PTR:
+                total = elements * self.ptr_size
+            elif kind in _RESOLVED_THROUGH:
+                type_id = found.size_or_type
+                continue
+            elif kind == KIND_ARRAY:
+                type_id, _index, nelems = found.array
+                elements *= nelems
+                if elements < 1 << 32:
+                    continue
+                total = elements
+            else:
+                raise FormatError(
+                    f"type [{first}] has no size: it leads to [{found.id}] {found.kind_name} "
+                    f"{found.name or '(anon)'}",
+                    btf=self.label,
+                )
+            if total >= 1 << 32:
+                raise FormatError(f"type [{first}] is larger than 4 GiB", btf=self.label)
+            return total
+        raise FormatError(f"the size of type [{first}] is nested more than {_MAX_SIZE_DEPTH} deep",
+                          btf=self.label)
+
+    def int_bitfield_size(self, type_id: int) -> int:
+        """Bits of a member in a struct without kflag: those of an int narrower than its size.
+
+        Compilers before kflag (v4.20) wrote bit-fields as such ints; 0: no bit-field.
+        """
+        found = self.type(type_id)
+        if found.kind == KIND_INT:
+            bits = found.int_bits
+            if bits != found.size_or_type * 8 or found.int_offset:
+                return bits
+        return 0
+
+    # -- names -----------------------------------------------------------------------------
+
+    def find(self, name: str, kinds: int | Collection[int] = ()) -> list[int]:
+        """Ids of the types called exactly ``name``, of any of ``kinds`` (none given: any).
+
+        The base's come first. An empty list when there is none.
+        """
+        wanted = (kinds,) if isinstance(kinds, int) else kinds
+        found = self.base.find(name, wanted) if self.base is not None else []
+        ids = self._by_name.get(name)
+        if ids is None:
+            self.prefetch(names=(name,))
+            ids = self._by_name[name]
+        own = [i for i in ids if not wanted or self.type(i).kind in wanted]
+        return found + own
+
+    def candidates(self, name: str) -> tuple[int, ...]:
+        """Own ids of named types whose name without flavour is that of ``name``.
+
+        Ascending; the kind is not looked at. Types of the base are not among them.
+        """
+        essential = essential_name(name)
+        ids = self._candidates.get(essential)
+        if ids is None:
+            self.prefetch(essentials=(essential,))
+            ids = self._candidates[essential]
+        return ids
+
+    def prefetch(self, *, names: Iterable[str] = (), essentials: Iterable[str] = ()) -> None:
+        """Look up many names in one pass; find() and candidates() then answer from memory."""
+        exact = [n for n in dict.fromkeys(names) if n not in self._by_name]
+        flavours = [n for n in dict.fromkeys(essentials) if n not in self._candidates]
+        if len(self._by_name) + len(exact) > _CACHE:
+            self._by_name.clear()
+        if len(self._candidates) + len(flavours) > _CACHE:
+            self._candidates.clear()
+        offsets: dict[int, None] = {}
+        for name in dict.fromkeys(exact + flavours):
+            offsets.update(dict.fromkeys(self._name_offsets(name, name in flavours)))
+        hits = self._ids_of(offsets)
+        for name in exact:
+            self._by_name[name] = ()
+        for name in flavours:
+            self._candidates[name] = ()
+        for type_id, offset in hits:
+            text = self.name(offset)
+            if text in self._by_name and text in exact:
+                self._by_name[text] += (type_id,)
+            essential = essential_name(text)
+            if essential in flavours:
+                self._candidates[essential] += (type_id,)
+
+    def _name_offsets(self, name: str, flavours: bool) -> list[int]:
+        """String offsets, the base's included, of ``name`` and if wanted of its flavours."""
+        found = self.base._name_offsets(name, flavours) if self.base is not None else []
+        if not name or "\0" in name:
+            return found
+        encoded = name.encode("utf-8", "surrogatepass")
+        start, end = self._strings
+        for text in (b"\0" + encoded + b"\0", b"\0" + encoded + b"___")[: 2 if flavours else 1]:
+            found.extend(
+                at - start + 1 + self.start_str for at in scan.find_all(self.data, text, start, end)
+            )
+        return found
+
+    def _ids_of(self, offsets: Collection[int]) -> list[tuple[int, int]]:
+        """(id, name offset) of the own types that have one of these name offsets, ascending."""
+        if not offsets:
+            return []
+        return [
+            (index + self.start_id, offset)
+            for index, offset in self._walk.named(offsets)
+        ]

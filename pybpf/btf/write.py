@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Writing BTF: build it type by type, or make a changed copy of an existing blob."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+
+from pybpf.btf.consts import (
+    BTF_MAGIC,
+    BTF_VERSION,
+    HEADER_LEN,
+    KIND_ARRAY,
+    KIND_CONST,
+    KIND_DATASEC,
+    KIND_DECL_TAG,
+    KIND_ENUM,
+    KIND_ENUM64,
+    KIND_FLOAT,
+    KIND_FUNC,
+    KIND_FUNC_PROTO,
+    KIND_FWD,
+    KIND_INT,
+    KIND_PTR,
+    KIND_RESTRICT,
+    KIND_SHIFT,
+    KIND_STRUCT,
+    KIND_TYPE_TAG,
+    KIND_TYPEDEF,
+    KIND_UNION,
+    KIND_VAR,
+    KIND_VOLATILE,
+    VLEN_MASK,
+)
+from pybpf.btf.model import Btf
+from pybpf.errors import FormatError, UsageError
+
+__all__ = ["BtfWriter", "assemble", "fill_datasecs", "swapped"]
+
+_U32 = 0xFFFFFFFF
+
+
+def assemble(
+    words: array[int], strings: bytes, byteorder: str, *, layout: bytes = b"", flags: int = 0
+) -> bytes:
+    """A BTF blob of a type section (words in the machine's order) and a string section.
+
+    The 7.x header with a layout section is written only where there is a layout.
+    """
+    order = "<" if byteorder == "little" else ">"
+    types = array("I", words)
+    if byteorder != sys.byteorder:
+        types.byteswap()
+    body = types.tobytes()
+    hdr_len = HEADER_LEN + (8 if layout else 0)
+    header = struct.pack(
+        order + "HBBIIIII",
+        BTF_MAGIC, BTF_VERSION, flags, hdr_len, 0, len(body), len(body), len(strings),
+    )
+    if layout:
+        padding = b"\0" * (-(len(body) + len(strings)) % 4)
+        header += struct.pack(
+            order + "II", len(body) + len(strings) + len(padding), len(layout)
+        )
+        return header + body + strings + padding + layout
+    return header + body + strings
+
+
+class BtfWriter:
+    """Builds BTF. Each add_* method gives the new type's id; ids count from ``start_id``.
+
+    For a split BTF give the base: string offsets and ids then start behind the base's.
+    """
+
+    def __init__(self, byteorder: str = sys.byteorder, *, base: Btf | None = None) -> None:
+        self.byteorder = byteorder
+        self.start_id = base.count if base is not None else 1
+        self._start_str = base.str_end if base is not None else 0
+        self._words = array("I")
+        self._strings = bytearray(b"\0")
+        self._offsets: dict[str, int] = {"": 0}
+        self.count = self.start_id
+
+    def string(self, text: str) -> int:
+        """Offset of ``text`` in the string section, added if need be."""
+        if text not in self._offsets:
+            self._offsets[text] = self._start_str + len(self._strings)
+            self._strings += text.encode() + b"\0"
+        return self._offsets[text]
+
+    def raw(self, name_off: int, info: int, size_or_type: int, *words: int) -> int:
+        """Any record, word for word (also a malformed one, for tests)."""
+        self._words.extend(w & _U32 for w in (name_off, info, size_or_type, *words))
+        self.count += 1
+        return self.count - 1
+
+    def add(
+        self,
+        kind: int,
+        name: str = "",
+        size_or_type: int = 0,
+        entries: Sequence[Sequence[int]] = (),
+        *,
+        extra: Sequence[int] = (),
+        kflag: bool = False,
+        vlen: int | None = None,
+    ) -> int:
+        """One record; vlen is the number of entries unless given."""
+        count = len(entries) if vlen is None else vlen
+        if count > VLEN_MASK:
+            raise UsageError(f"{count} entries are more than BTF can count")
+        info = int(kflag) << 31 | kind << KIND_SHIFT | count
+        flat = [*extra, *(word for entry in entries for word in entry)]
+        return self.raw(self.string(name), info, size_or_type, *flat)
+
+    def add_int(self, name: str, size: int, *, signed: bool = False, char: bool = False,
+                boolean: bool = False, bits: int | None = None, offset: int = 0) -> int:
+        """An integer of ``size`` bytes."""
+        encoding = int(signed) | int(char) << 1 | int(boolean) << 2
+        word = encoding << 24 | offset << 16 | (size * 8 if bits is None else bits)
+        return self.add(KIND_INT, name, size, extra=(word,))
+
+    def add_ptr(self, type_id: int) -> int:
+        """A pointer (to void: 0)."""
+        return self.add(KIND_PTR, "", type_id)
+
+    def add_array(self, type_id: int, index_type: int, nelems: int) -> int:
+        """An array."""
+        return self.add(KIND_ARRAY, extra=(type_id, index_type, nelems))
+
+    def add_struct(
+        self,
+        name: str,
+        size: int,
+        members: Sequence[tuple[str, int, int] | tuple[str, int, int, int]],
+        *,
+        union: bool = False,
+        kflag: bool | None = None,
+    ) -> int:
+        """A struct or union; members are (name, type, bit offset[, bit-field size])."""
+        bitfields = any(len(m) > 3 and m[3] for m in members) if kflag is None else kflag
+        entries = [
+            (self.string(m[0]), m[1], (m[3] << 24 if bitfields and len(m) > 3 else 0) | m[2])
+            for m in members
+        ]
+        kind = KIND_UNION if union else KIND_STRUCT
+        return self.add(kind, name, size, entries, kflag=bitfields)
+
+    def add_enum(self, name: str, values: Sequence[tuple[str, int]], *, size: int = 4,
+                 signed: bool | None = None) -> int:
+        """An enum with 32-bit values."""
+        sign = any(v < 0 for _, v in values) if signed is None else signed
+        entries = [(self.string(n), v) for n, v in values]
+        return self.add(KIND_ENUM, name, size, entries, kflag=sign)
+
+    def add_enum64(self, name: str, values: Sequence[tuple[str, int]], *, size: int = 8,
+                   signed: bool | None = None) -> int:
+        """An enum with 64-bit values (v6.0)."""
+        sign = any(v < 0 for _, v in values) if signed is None else signed
+        entries = [(self.string(n), v & _U32, (v >> 32) & _U32) for n, v in values]
+        return self.add(KIND_ENUM64, name, size, entries, kflag=sign)
+
+    def add_fwd(self, name: str, *, union: bool = False) -> int:
+        """A forward declaration."""
+        return self.add(KIND_FWD, name, kflag=union)
+
+    def add_typedef(self, name: str, type_id: int) -> int:
+        """A typedef."""
+        return self.add(KIND_TYPEDEF, name, type_id)
+
+    def add_const(self, type_id: int) -> int:
+        """const"""
+        return self.add(KIND_CONST, "", type_id)
+
+    def add_volatile(self, type_id: int) -> int:
+        """volatile"""
+        return self.add(KIND_VOLATILE, "", type_id)
+
+    def add_restrict(self, type_id: int) -> int:
+        """restrict"""
+        return self.add(KIND_RESTRICT, "", type_id)
+
+    def add_type_tag(self, name: str, type_id: int) -> int:
+        """A type tag (v5.17)."""
+        return self.add(KIND_TYPE_TAG, name, type_id)
+
+    def add_float(self, name: str, size: int) -> int:
+        """A floating-point type (v5.13)."""
+        return self.add(KIND_FLOAT, name, size)
+
+    def add_proto(self, return_type: int, params: Sequence[tuple[str, int]] = ()) -> int:
+        """A function prototype."""
+        return self.add(
+            KIND_FUNC_PROTO, "", return_type, [(self.string(n), t) for n, t in params]
+        )
+
+    def add_func(self, name: str, proto: int, linkage: int = 1) -> int:
+        """A function; linkage 0 static, 1 global, 2 extern."""
+        return self.add(KIND_FUNC, name, proto, vlen=linkage)
+
+    def add_var(self, name: str, type_id: int, linkage: int = 1) -> int:
+        """A variable."""
+        return self.add(KIND_VAR, name, type_id, extra=(linkage,))
+
+    def add_datasec(self, name: str, size: int, variables: Sequence[tuple[int, int, int]]) -> int:
+        """A data section; variables are (VAR id, offset, size)."""
+        return self.add(KIND_DATASEC, name, size, variables)
+
+    def add_decl_tag(self, name: str, type_id: int, component: int = -1) -> int:
+        """A declaration tag (v5.16)."""
+        return self.add(KIND_DECL_TAG, name, type_id, extra=(component,))
+
+    def build(self, *, layout: bytes = b"") -> bytes:
+        """The blob."""
+        return assemble(self._words, bytes(self._strings), self.byteorder, layout=layout)
+
+    def btf(self, *, base: Btf | None = None, name: str = "built") -> Btf:
+        """The blob, read back."""
+        return Btf.parse(self.build(), base=base, name=name)
+
+
+def _copy(btf: Btf, words: array[int], byteorder: str) -> bytes:
+    """A blob like ``btf`` with other words: same strings, layout and flags."""
+    start, end = btf.header.str_range
+    lay_start, lay_end = btf.header.layout_range
+    return assemble(
+        words,
+        bytes(btf.data[start:end]),
+        byteorder,
+        layout=bytes(btf.data[lay_start:lay_end]),
+        flags=btf.header.flags,
+    )
+
+
+def _words(btf: Btf) -> array[int]:
+    words = array("I")
+    words.frombytes(memoryview(btf.words).tobytes())
+    return words
+
+
+def swapped(btf: Btf) -> bytes:
+    """A copy in the other byte order."""
+    return _copy(btf, _words(btf), "big" if btf.byteorder == "little" else "little")
+
+
+def fill_datasecs(
+    btf: Btf,
+    sections: Mapping[str, int],
+    offsets: Mapping[str, int],
+    *,
+    hidden: Collection[str] = (),
+) -> bytes:
+    """A copy whose DATASECs have their sizes and whose variables have their offsets.
+
+    Compilers leave both 0 for the linker to fill in; BPF_BTF_LOAD refuses that.
+    sections: name → size in bytes from the ELF. offsets: variable name → byte offset in its
+    section, for global and extern variables; a static one has its offset in the data already.
+    hidden: names of global variables with restricted visibility, which become static.
+    Variables are sorted by offset, as the kernel demands. Sections not named stay as they are.
+    """
+    words = _words(btf)
+    for found in btf:
+        if found.kind != KIND_DATASEC or found.name not in sections:
+            continue
+        words[found.pos + 2] = sections[found.name]
+        rows = []
+        for var_id, offset, size in found.variables:
+            var = btf.type(var_id)
+            if var.kind != KIND_VAR:
+                raise FormatError(
+                    f"section {found.name} holds [{var_id}] {var.kind_name} {var.name}, "
+                    "not a variable",
+                    btf=btf.label,
+                )
+            if var.linkage:
+                offset = offsets.get(var.name, offset)
+                if var.name in hidden:
+                    words[var.pos + 3] = 0
+            rows.append((var_id, offset, size or btf.size(var.size_or_type)))
+        rows.sort(key=lambda row: row[1])
+        words[found.pos + 3 : found.pos + 3 + 3 * len(rows)] = array(
+            "I", (word for row in rows for word in row)
+        )
+    return _copy(btf, words, btf.byteorder)
