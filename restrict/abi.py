@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Names and layouts that fsaccess' programs and user space share.
+
+The source of truth is bpf/include/fsaccess.h; a test reads that header and holds this file to
+it. Offsets of globals are not here: they come from the object's BTF through the Plan.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+__all__ = [
+    "DEVICE_SIGNED",
+    "EVENT",
+    "MAGICS",
+    "NEVER",
+    "OPERATIONS",
+    "PATH_NAME_ONLY",
+    "PATH_TRUNCATED",
+    "REASONS",
+    "VERDICTS",
+    "kernel_dev",
+    "st_dev",
+]
+
+OPERATIONS = (
+    "exec", "exec_check", "mmap", "mprotect", "ptrace", "bpf_map", "bpf_program", "bpf_link",
+)  # fmt: skip
+VERDICTS = ("allowed", "denied", "audited")
+REASONS = (
+    "none", "write_exec", "anonymous", "not_regular", "filesystem", "overlay", "no_device",
+    "untrusted_device", "unsigned_device", "modified", "ptrace_owner", "ptrace", "guard_map",
+    "guard_program", "guard_link",
+)  # fmt: skip
+
+DEVICE_SIGNED, DEVICE_ROOT_HASH = 1, 2
+PATH_NAME_ONLY, PATH_TRUNCATED = 1, 2
+
+# struct fsaccess_event: time operation reason verdict pid tid uid cgroup inode
+# magic device prot flags object path_flags path_length comm path reserved.
+EVENT = struct.Struct("=Q 6I 3Q 2I Q 3I 16s 256s I")
+
+# include/uapi/linux/magic.h. Filesystems whose files' data is their one block device's.
+MAGICS = {
+    "erofs": 0xE0F5E1E2,
+    "squashfs": 0x73717368,
+    "ext4": 0xEF53,
+    "xfs": 0x58465342,
+}
+# Data that is not the device's, or devices of several numbers: refused even if asked for.
+NEVER = {"fuse": 0x65735546, "btrfs": 0x9123683E}
+
+
+def kernel_dev(st_dev: int) -> int:
+    """User space's device number (stat) → the kernel's dev_t (major << 20 | minor)."""
+    return os.major(st_dev) << 20 | os.minor(st_dev)
+
+
+def st_dev(dev: int) -> int:
+    """The kernel's dev_t → user space's."""
+    return os.makedev(dev >> 20, dev & 0xFFFFF)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The exceptions of restrict, on top of those of pybpf.
+
+Imports nothing but pybpf.errors: PID 1 in an initramfs uses it.
+"""
+
+from __future__ import annotations
+
+from pybpf.errors import KernelError, PybpfError
+
+__all__ = [
+    "ConfigError",
+    "HandoverError",
+    "KernelError",
+    "LockoutError",
+    "PreflightError",
+    "RestrictError",
+    "describe",
+]
+
+
+class RestrictError(PybpfError):
+    """Base of what restrict itself raises (kernel refusals are KernelError)."""
+
+
+class ConfigError(RestrictError):
+    """A configuration file or an option says something that cannot be used."""
+
+
+class PreflightError(RestrictError):
+    """A prerequisite of enforcement is missing; nothing was loaded."""
+
+
+class LockoutError(RestrictError):
+    """Enforcement would take the machine's own programs away; nothing was armed."""
+
+
+class HandoverError(RestrictError):
+    """Inherited file descriptors are not the complete policy that was handed over."""
+
+
+def describe(exc: BaseException) -> str:
+    """One line for the console: ours says everything itself, others get their type's name."""
+    if isinstance(exc, PybpfError):
+        return str(exc)
+    if isinstance(exc, OSError):
+        name = f" {exc.filename!r}" if exc.filename is not None else ""
+        return f"{exc.strerror or exc}{name}"
+    return f"{type(exc).__name__}: {exc}"
