@@ -129,6 +129,7 @@ class ProgramSpec:
     attach_to: what follows the section's prefix ("bprm_check_security" of "lsm/…"), or None.
     autoload: loaded unless switched off; autoattach: attached by ``attach()``.
     when_module: loaded only where this kernel module's BTF is there (a Plan condition).
+    exception_callback: number of the function that bpf_throw() runs (kernel 6.7), -1: none.
     """
 
     name: str
@@ -141,6 +142,7 @@ class ProgramSpec:
     autoload: bool = True
     autoattach: bool = True
     when_module: str | None = None
+    exception_callback: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Functions of an object: instructions, what they refer to, and what BTF.ext says of them."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from pybpf.btf.consts import KIND_DECL_TAG, KIND_FUNC
+from pybpf.btf.ext import BtfExt
+from pybpf.btf.model import Btf
+from pybpf.elf import sections
+from pybpf.elf.data import ARENA_SECTION
+from pybpf.elf.image import (
+    SHT_PROGBITS,
+    STB_LOCAL,
+    STB_WEAK,
+    STT_FUNC,
+    ElfImage,
+    Relocation,
+    Section,
+    Symbol,
+)
+from pybpf.spec import CoreRelo, ExternSpec, FunctionSpec, LineInfo, MapSpec, ProgramSpec, Ref
+from pybpf.sys import abi
+
+__all__ = ["MapTable", "read_functions", "read_programs"]
+
+TEXT = ".text"
+_CALL = 0x85  # BPF_JMP | BPF_CALL
+_LDIMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
+
+
+@dataclass
+class MapTable:
+    """Where maps stand in the ELF, for relocations against them.
+
+    definitions: (section index, byte offset) → map name, of maps that are defined one by one;
+    data: section index → name of the data map; arena: name of the arena map, if there is one.
+    """
+
+    definitions: dict[tuple[int, int], str] = field(default_factory=dict)
+    data: dict[int, MapSpec] = field(default_factory=dict)
+    arena: str | None = None
+
+
+class _Code:
+    """The functions of one executable section, sorted by offset."""
+
+    def __init__(self, section: Section, data: bytes) -> None:
+        self.section = section
+        self.data = data
+        self.numbers: list[int] = []
+        self.starts: list[int] = []
+
+    def containing(self, offset: int, sizes: list[int]) -> int:
+        """Number of the function that holds byte ``offset``, -1 if none does."""
+        at = bisect_right(self.starts, offset) - 1
+        if at < 0:
+            return -1
+        return self.numbers[at] if offset < self.starts[at] + sizes[self.numbers[at]] else -1
+
+
+def _executable(section: Section) -> bool:
+    return section.type == SHT_PROGBITS and section.executable and section.size > 0
+
+
+def _find_functions(image: ElfImage) -> tuple[list[Symbol], dict[int, _Code]]:
+    codes = {s.number: _Code(s, image.data(s)) for s in image.sections if s.number and _executable(s)}
+    found = []
+    for symbol in image.symbols:
+        code = codes.get(symbol.section)
+        if code is None or symbol.type != STT_FUNC:
+            continue
+        where = {"program": symbol.name, "section": code.section.name}
+        if symbol.value % 8 or symbol.size % 8 or symbol.size == 0:
+            raise image.error(
+                f"the function has {symbol.size} bytes at {symbol.value}; instructions have 8 "
+                "bytes each.",
+                **where,
+            )
+        if symbol.value + symbol.size > len(code.data):
+            raise image.error("the function lies outside its section.", **where)
+        if symbol.bind == STB_LOCAL and code.section.name != TEXT:
+            raise image.error(
+                "a program cannot be static.",
+                hint="Remove `static`, or SEC() if it is a subprogram.",
+                **where,
+            )
+        found.append(symbol)
+    found.sort(key=lambda s: (s.section, s.value))
+    for number, symbol in enumerate(found):
+        codes[symbol.section].numbers.append(number)
+        codes[symbol.section].starts.append(symbol.value)
+    return found, codes
+
+
+class _Reader:
+    def __init__(
+        self, image: ElfImage, maps: MapTable, externs: dict[str, ExternSpec], ext: BtfExt | None
+    ) -> None:
+        self.image = image
+        self.maps = maps
+        self.externs = externs
+        self.ext = ext
+        self.symbols, self.codes = _find_functions(image)
+        self.sizes = [s.size for s in self.symbols]
+        self.order = "<" if image.byteorder == "little" else ">"
+        text = image.by_name.get(TEXT)
+        self.text = self.codes.get(text.number) if text is not None else None
+
+    # BPF registers share a byte: destination in the low nibble, on big-endian in the high one.
+    def source(self, regs: int) -> int:
+        return regs >> 4 if self.order == "<" else regs & 15
+
+    def insn(self, code: _Code, offset: int) -> tuple[int, int, int, int]:
+        opcode, regs, off, imm = struct.unpack_from(self.order + "BBhi", code.data, offset)
+        return opcode, regs, off, imm
+
+    def read(self, btf: Btf | None) -> list[FunctionSpec]:
+        refs: dict[int, dict[int, Ref]] = defaultdict(dict)
+        for rel_section, target in self.image.relocation_sections():
+            code = self.codes.get(target.number)
+            if code is None:
+                continue
+            for relocation in self.image.relocations(rel_section):
+                self.relocate(code, relocation, refs)
+        lines, core, types = self.extra(btf)
+        out = []
+        for number, symbol in enumerate(self.symbols):
+            code = self.codes[symbol.section]
+            insns = code.data[symbol.value : symbol.value + symbol.size]
+            self.local_calls(code, symbol, insns, refs[number])
+            out.append(
+                FunctionSpec(
+                    name=symbol.name,
+                    section=code.section.name,
+                    offset=symbol.value,
+                    insns=insns,
+                    refs=tuple(ref for _, ref in sorted(refs[number].items())),
+                    type_id=types.get(number, 0),
+                    lines=tuple(lines[number]),
+                    core=tuple(core[number]),
+                    global_=symbol.bind != STB_LOCAL and not symbol.hidden,
+                    weak=symbol.bind == STB_WEAK,
+                )
+            )
+        return out
+
+    def covering(self, code: _Code, offset: int) -> list[int]:
+        """All functions that hold byte ``offset``: symbols may share code."""
+        number = code.containing(offset, self.sizes)
+        if number < 0:
+            return []
+        start = self.symbols[number].value
+        return (
+            [n for n in code.numbers if self.symbols[n].value == start]
+            if (code.starts.count(start) > 1)
+            else [number]
+        )
+
+    def relocate(
+        self, code: _Code, relocation: Relocation, refs: dict[int, dict[int, Ref]]
+    ) -> None:
+        offset, symbol = relocation.offset, relocation.symbol
+        if offset % 8 or offset + 8 > len(code.data):
+            raise self.image.error(
+                f"a relocation at byte {offset} hits no instruction.", section=code.section.name
+            )
+        holders = self.covering(code, offset)
+        # A weak function that a static linker replaced leaves its code and relocations behind.
+        if not holders:
+            return
+        for number in holders:
+            slot = (offset - self.symbols[number].value) // 8
+            try:
+                refs[number][slot] = self.reference(code, offset, slot, symbol)
+            except KeyError:
+                section = self.image.sections
+                where = section[symbol.section].name if symbol.section < len(section) else "?"
+                raise self.image.error(
+                    f"it refers to {symbol.name!r} in section {where!r}, which holds neither maps "
+                    "nor data nor functions that can be called.",
+                    program=self.symbols[number].name,
+                    section=code.section.name,
+                    insn=slot,
+                ) from None
+
+    def reference(self, code: _Code, offset: int, slot: int, symbol: Symbol) -> Ref:
+        """What an instruction refers to; KeyError if that is nothing BPF can refer to."""
+        opcode, regs, _, imm = self.insn(code, offset)
+        if opcode not in (_CALL, _LDIMM64):
+            raise self.image.error(
+                f"instruction {slot} (opcode {opcode:#04x}) cannot refer to symbol "
+                f"{symbol.name!r}: only call and 64-bit load can.",
+                section=code.section.name,
+            )
+        if symbol.undefined:
+            return Ref(slot, "extern", self.externs[symbol.name].name)
+        if opcode == _CALL:
+            if self.source(regs) != abi.BPF_PSEUDO_CALL:
+                raise KeyError(symbol.name)
+            number = self.subprogram(symbol, symbol.value + 8 * (imm + 1))
+            return Ref(slot, "call", self.symbols[number].name, 0, number)
+        if self.text is not None and symbol.section == self.text.section.number:
+            number = self.subprogram(symbol, symbol.value + imm)
+            return Ref(slot, "func", self.symbols[number].name, 0, number)
+        name = self.maps.definitions.get((symbol.section, symbol.value))
+        if name is not None:
+            return Ref(slot, "map", name)
+        data = self.maps.data.get(symbol.section)
+        if data is not None:
+            return Ref(slot, "data", data.name, symbol.value + imm)
+        sections_ = self.image.sections
+        if (
+            self.maps.arena is not None
+            and symbol.section < len(sections_)
+            and sections_[symbol.section].name == ARENA_SECTION
+        ):
+            return Ref(slot, "data", self.maps.arena, symbol.value + imm)
+        raise KeyError(symbol.name)
+
+    def subprogram(self, symbol: Symbol, offset: int) -> int:
+        """Number of the subprogram at byte ``offset`` of .text, where subprograms live."""
+        if self.text is None or symbol.section != self.text.section.number or offset % 8:
+            raise KeyError(symbol.name)
+        number = self.text.containing(offset, self.sizes)
+        if number < 0:
+            raise KeyError(symbol.name)
+        return number
+
+    def local_calls(self, code: _Code, symbol: Symbol, insns: bytes, refs: dict[int, Ref]) -> None:
+        """Calls within one section need no relocation: their distance is in the instruction."""
+        skip = False
+        for slot, (opcode, regs, _, imm) in enumerate(
+            struct.iter_unpack(self.order + "BBhi", insns)
+        ):
+            if skip:
+                skip = False
+            elif opcode == _LDIMM64:
+                skip = True
+            elif opcode == _CALL and self.source(regs) == abi.BPF_PSEUDO_CALL and slot not in refs:
+                target = symbol.value + 8 * (slot + imm + 1)
+                number = code.containing(target, self.sizes)
+                if number < 0:
+                    raise self.image.error(
+                        f"it calls byte {target} of its section, where no function is.",
+                        program=symbol.name,
+                        section=code.section.name,
+                        insn=slot,
+                    )
+                refs[slot] = Ref(slot, "call", self.symbols[number].name, 0, number)
+
+    def extra(
+        self, btf: Btf | None
+    ) -> tuple[dict[int, list[LineInfo]], dict[int, list[CoreRelo]], dict[int, int]]:
+        """line_info, CO-RE relocations and FUNC id of each function, by its number."""
+        lines: dict[int, list[LineInfo]] = defaultdict(list)
+        core: dict[int, list[CoreRelo]] = defaultdict(list)
+        types: dict[int, int] = {}
+        if self.ext is None or btf is None:
+            return lines, core, types
+        for code in self.codes.values():
+            name = code.section.name
+            for row in sorted(self.ext.line_info.get(name, ())):
+                for number in self.covering(code, row.insn_off):
+                    slot = (row.insn_off - self.symbols[number].value) // 8
+                    lines[number].append(
+                        LineInfo(slot, row.file_name_off, row.line_off, row.line_col)
+                    )
+            for record in sorted(self.ext.core_relos.get(name, ())):
+                if record.insn_off % 8:
+                    raise self.image.error(
+                        f"a CO-RE relocation at byte {record.insn_off} hits no instruction.",
+                        section=name,
+                    )
+                access = btf.name(record.access_str_off)
+                for number in self.covering(code, record.insn_off):
+                    slot = (record.insn_off - self.symbols[number].value) // 8
+                    core[number].append(
+                        CoreRelo(slot, record.type_id, access, record.access_str_off, record.kind)
+                    )
+            for info in self.ext.func_info.get(name, ()):
+                for number in self.covering(code, info.insn_off):
+                    if self.symbols[number].value == info.insn_off:
+                        types[number] = info.type_id
+        return lines, core, types
+
+
+def read_functions(
+    image: ElfImage,
+    btf: Btf | None,
+    ext: BtfExt | None,
+    maps: MapTable,
+    externs: dict[str, ExternSpec],
+) -> list[FunctionSpec]:
+    """All functions of the object, by section and offset. Raises FormatError."""
+    functions = _Reader(image, maps, externs, ext).read(btf)
+    names = {f.name for f in functions if f.global_}
+    # BTF for a weak function that lost against another names the winner's prototype too.
+    if btf is not None and ext is None and names:
+        functions = [replace(f, type_id=(btf.find(f.name, KIND_FUNC) or [0])[0]) for f in functions]
+    return functions
+
+
+def read_programs(
+    functions: list[FunctionSpec], btf: Btf | None, image: ElfImage
+) -> dict[str, ProgramSpec]:
+    """The entry functions, those outside .text, with what their section says."""
+    callbacks = _exception_callbacks(functions, btf, image)
+    programs: dict[str, ProgramSpec] = {}
+    for number, function in enumerate(functions):
+        if function.section == TEXT:
+            continue
+        if function.name in programs:
+            raise image.error("there are two programs of this name.", program=function.name)
+        section, autoload = sections.split(function.section)
+        found = sections.find(section)
+        definition, target = found if found is not None else (None, None)
+        programs[function.name] = ProgramSpec(
+            name=function.name,
+            section=section,
+            function=number,
+            type=definition.type if definition else abi.BPF_PROG_TYPE_UNSPEC,
+            expected_attach_type=definition.attach_type if definition else 0,
+            attach_to=target,
+            flags=definition.flags if definition else 0,
+            autoload=autoload,
+            exception_callback=callbacks.get(number, -1),
+        )
+    return programs
+
+
+_EXCEPTION = "exception_callback:"
+
+
+def _exception_callbacks(
+    functions: list[FunctionSpec], btf: Btf | None, image: ElfImage
+) -> dict[int, int]:
+    """Function number → number of its exception callback (__exception_cb, kernel 6.7)."""
+    out: dict[int, int] = {}
+    if btf is None:
+        return out
+    for tag in btf:
+        if tag.kind != KIND_DECL_TAG or tag.component != -1 or not tag.name.startswith(_EXCEPTION):
+            continue
+        wanted = tag.name[len(_EXCEPTION) :]
+        target = btf.type(tag.type)
+        mains = [n for n, f in enumerate(functions) if f.name == target.name and f.section != TEXT]
+        backs = [n for n, f in enumerate(functions) if f.name == wanted and f.section == TEXT]
+        for main in mains:
+            if main in out or not backs:
+                raise image.error(
+                    f"its exception callback {wanted!r} "
+                    + ("is not the only one." if backs else "is no global subprogram."),
+                    program=target.name,
+                )
+            out[main] = backs[0]
+    return out

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""An ELF relocatable of the BPF machine: sections, symbols and relocations, validated.
+
+pyelftools reads the header and the section table; symbols and relocations, of which there can
+be thousands, are unpacked in bulk. Nothing is decompressed and no section of size is allocated
+that the file does not hold, so a hostile file costs no more than its own length. Every defect
+is a FormatError that names the section or symbol.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from elftools.elf.elffile import ELFFile
+
+from pybpf.errors import FormatError
+
+__all__ = [
+    "SHF_EXECINSTR",
+    "SHN_UNDEF",
+    "SHT_NOBITS",
+    "SHT_PROGBITS",
+    "STB_GLOBAL",
+    "STB_LOCAL",
+    "STB_WEAK",
+    "STT_FUNC",
+    "STT_NOTYPE",
+    "STT_OBJECT",
+    "STT_SECTION",
+    "ElfImage",
+    "Relocation",
+    "Section",
+    "Symbol",
+]
+
+SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOBITS, SHT_REL = 1, 2, 3, 4, 8, 9
+SHF_EXECINSTR, SHF_COMPRESSED = 0x4, 0x800
+SHN_UNDEF, SHN_LORESERVE = 0, 0xFF00
+STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
+STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION = 0, 1, 2, 3
+STV_INTERNAL, STV_HIDDEN = 1, 2
+EM_NONE, EM_BPF = 0, 247
+ET_REL = 1
+
+_SECTION_TYPES = {
+    "SHT_PROGBITS": SHT_PROGBITS,
+    "SHT_SYMTAB": SHT_SYMTAB,
+    "SHT_STRTAB": SHT_STRTAB,
+    "SHT_RELA": SHT_RELA,
+    "SHT_NOBITS": SHT_NOBITS,
+    "SHT_REL": SHT_REL,
+}
+_MAX_BSS = 1 << 32  # a map's value size is a u32
+
+
+class Section(NamedTuple):
+    """One section header. Sizes and offsets in bytes; ``data`` of ElfImage gives the bytes."""
+
+    number: int
+    name: str
+    type: int
+    flags: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    entsize: int
+
+    @property
+    def executable(self) -> bool:
+        """Whether it holds instructions."""
+        return bool(self.flags & SHF_EXECINSTR)
+
+
+class Symbol(NamedTuple):
+    """One symbol. value and size in bytes; section: a header index (0: undefined)."""
+
+    number: int
+    name: str
+    value: int
+    size: int
+    type: int
+    bind: int
+    visibility: int
+    section: int
+
+    @property
+    def undefined(self) -> bool:
+        """Whether it is an extern: a named reference to something outside the object."""
+        return (
+            self.section == SHN_UNDEF
+            and self.bind in (STB_GLOBAL, STB_WEAK)
+            and self.type == STT_NOTYPE
+            and bool(self.name)
+        )
+
+    @property
+    def hidden(self) -> bool:
+        """Whether its visibility is restricted to the object (hidden or internal)."""
+        return self.visibility in (STV_HIDDEN, STV_INTERNAL)
+
+
+class Relocation(NamedTuple):
+    """One entry of a SHT_REL section: byte offset in its target section, symbol, R_BPF_* type."""
+
+    offset: int
+    symbol: Symbol
+    type: int
+
+
+class ElfImage:
+    """A BPF relocatable held in memory.
+
+    byteorder: "little" or "big"; sections: by index, the null section included; symbols: by
+    index. Raises FormatError for anything that is not a 64-bit BPF relocatable.
+    """
+
+    def __init__(self, data: bytes, *, name: str) -> None:
+        self.raw = data
+        self.name = name
+        if data[:4] != b"\x7fELF":
+            raise FormatError(
+                "this is no ELF file (wrong magic).",
+                hint="Give the object that clang -target bpf wrote.",
+                object=name,
+            )
+        try:
+            self._read_header()
+        except FormatError:
+            raise
+        except Exception as exc:
+            # pyelftools raises its own errors, construct's, and bare KeyError, TypeError or
+            # AssertionError on damaged input; what reaches the user is ours, whatever it was.
+            raise FormatError(
+                f"the ELF header or section table is damaged ({type(exc).__name__}: {exc}).",
+                object=name,
+            ) from exc
+        self.symbols = self._read_symbols()
+        self.by_name: dict[str, Section] = {}
+        for section in self.sections[1:]:
+            self.by_name.setdefault(section.name, section)
+
+    def error(self, message: str, *, hint: str | None = None, **where: object) -> FormatError:
+        """A FormatError that names this object."""
+        return FormatError(message, hint=hint, object=self.name, **where)
+
+    def _read_header(self) -> None:
+        elf = ELFFile(io.BytesIO(self.raw))
+        self.byteorder = "little" if elf.little_endian else "big"
+        self._order = "<" if elf.little_endian else ">"
+        if elf.elfclass != 64:
+            raise self.error("a 32-bit ELF; BPF objects are 64-bit.")
+        etype, machine = struct.unpack_from(self._order + "HH", self.raw, 16)
+        if etype != ET_REL:
+            raise self.error(f"ELF type {etype} is no relocatable (1).")
+        # clang before 3.7's official machine number wrote EM_NONE
+        if machine not in (EM_NONE, EM_BPF):
+            raise self.error(f"ELF machine {machine} is not BPF (247).")
+        count = elf.num_sections()
+        start, entry = elf["e_shoff"], elf["e_shentsize"]
+        if count and (entry != 64 or start + count * entry > len(self.raw)):
+            raise self.error(
+                f"the section table ({count} headers at byte {start}) lies outside the file of "
+                f"{len(self.raw)} bytes."
+            )
+        self.sections = [self._section(elf, index) for index in range(count)]
+        if not self.sections:
+            raise self.error("the file has no sections.")
+
+    def _section(self, elf: ELFFile, index: int) -> Section:
+        if index == 0:
+            return Section(0, "", 0, 0, 0, 0, 0, 0, 0)
+        section = elf.get_section(index)
+        head = section.header
+        text, size, offset = section.name, head.sh_size, head.sh_offset
+        stype = head.sh_type
+        if not isinstance(stype, int):  # pyelftools gives known types as names
+            stype = _SECTION_TYPES.get(stype, -1)
+        if stype == SHT_NOBITS:
+            if size >= _MAX_BSS:
+                raise self.error(f"section {text!r} claims {size} bytes.")
+        elif offset + size > len(self.raw):
+            raise self.error(
+                f"section {text!r} ({size} bytes at {offset}) lies outside the file of "
+                f"{len(self.raw)} bytes."
+            )
+        return Section(
+            index, text, stype, head.sh_flags, offset, size, head.sh_link, head.sh_info,
+            head.sh_entsize,
+        )  # fmt: skip
+
+    def _string(self, table: memoryview, offset: int, *, what: str) -> str:
+        if offset >= len(table):
+            if offset == 0:
+                return ""
+            raise self.error(f"the {what} lies outside its string table.")
+        # 4 KiB bounds the copy: a table without NULs must not be copied once a symbol.
+        piece = bytes(table[offset : offset + 4096])
+        end = piece.find(b"\0")
+        if end < 0:
+            raise self.error(f"the {what} is not terminated within 4096 bytes.")
+        return piece[:end].decode("utf-8", "backslashreplace")
+
+    def data(self, section: Section) -> bytes:
+        """The bytes of a section; zeroes for .bss. FormatError for a compressed one."""
+        if section.type == SHT_NOBITS:
+            return bytes(section.size)
+        if section.flags & SHF_COMPRESSED:
+            raise self.error("compressed sections are not BPF.", section=section.name)
+        return self.raw[section.offset : section.offset + section.size]
+
+    def _read_symbols(self) -> list[Symbol]:
+        tables = [s for s in self.sections if s.type == SHT_SYMTAB]
+        if len(tables) > 1:
+            raise self.error("there is more than one symbol table.")
+        if not tables:
+            raise self.error("there is no symbol table; the object was stripped of it.")
+        table = tables[0]
+        if not 0 < table.link < len(self.sections) or (
+            self.sections[table.link].type != SHT_STRTAB
+        ):
+            raise self.error("the symbol table names no string table.", section=table.name)
+        if table.size % 24:
+            raise self.error(
+                f"the symbol table's size {table.size} is no multiple of 24.", section=table.name
+            )
+        strings = memoryview(self.data(self.sections[table.link]))
+        symbols = []
+        entries = struct.iter_unpack(self._order + "IBBHQQ", self.data(table))
+        for index, (name, info, other, shndx, value, size) in enumerate(entries):
+            text = self._string(strings, name, what=f"name of symbol {index}")
+            kind = info & 15
+            if kind == STT_SECTION and not text and shndx < len(self.sections):
+                text = self.sections[shndx].name
+            symbols.append(Symbol(index, text, value, size, kind, info >> 4, other & 3, shndx))
+        return symbols
+
+    def relocations(self, section: Section) -> Iterator[Relocation]:
+        """The relocations in ``section`` (SHT_REL), in file order."""
+        if section.type == SHT_RELA:
+            raise self.error("relocations with addends (RELA) are not BPF's.", section=section.name)
+        if section.size % 16:
+            raise self.error(f"its size {section.size} is no multiple of 16.", section=section.name)
+        count = len(self.symbols)
+        for offset, info in struct.iter_unpack(self._order + "QQ", self.data(section)):
+            number = info >> 32
+            if number >= count:
+                raise self.error(
+                    f"a relocation at byte {offset} names symbol {number} of {count}.",
+                    section=section.name,
+                )
+            yield Relocation(offset, self.symbols[number], info & 0xFFFFFFFF)
+
+    def relocation_sections(self) -> Iterator[tuple[Section, Section]]:
+        """(relocation section, the section it patches), in file order."""
+        for section in self.sections:
+            if section.type not in (SHT_REL, SHT_RELA):
+                continue
+            if not 0 < section.info < len(self.sections):
+                raise self.error(
+                    f"it relocates section {section.info}, which does not exist.",
+                    section=section.name,
+                )
+            yield section, self.sections[section.info]

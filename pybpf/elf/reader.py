@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""ELF bytes → ObjectSpec."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import replace
+
+from pybpf.btf.ext import BtfExt
+from pybpf.btf.model import Btf
+from pybpf.elf import fixup
+from pybpf.elf.btf_maps import MAPS, MapDefinition, read_maps
+from pybpf.elf.data import ARENA_SECTION, data_maps, kconfig_map, read_externs, read_variables
+from pybpf.elf.functions import MapTable, read_functions, read_programs
+from pybpf.elf.image import STT_FUNC, ElfImage, Section
+from pybpf.errors import FormatError
+from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, VariableSpec
+from pybpf.sys import abi
+
+__all__ = ["object_name", "read"]
+
+
+def object_name(path: str) -> str:
+    """The object's own name: the file's, up to its first dot, at most 15 bytes (as libbpf)."""
+    return os.path.basename(path).split(".", 1)[0][:15]
+
+
+def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> ObjectSpec:
+    """Read a BPF object file.
+
+    source: a path or the bytes; name: the object's name where there is no path to take it
+    from. No system call but reading the file. Raises FormatError if the input is malformed,
+    OSError if it cannot be read.
+    """
+    path: str | None = None
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    else:
+        path = os.fspath(source)
+        with open(path, "rb") as file:
+            data = file.read()
+    label = path or name or "object"
+    stem = name if name is not None else object_name(path) if path else "object"
+    try:
+        return _read(data, label, stem, path)
+    except FormatError as exc:
+        raise exc.at(object=label) from exc.__cause__
+
+
+def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
+    image = ElfImage(data, name=label)
+    btf, ext = _read_btf(image)
+    if btf is not None:
+        btf = fixup.complete(image, btf)
+    externs, btf = read_externs(image, btf)
+    definitions = read_maps(image, btf)
+    table = MapTable(data=data_maps(image, btf, stem))
+    maps: dict[str, MapSpec] = {}
+    section = image.by_name.get(MAPS)
+    for definition in definitions:
+        assert section is not None
+        maps[definition.spec.name] = definition.spec
+        table.definitions[section.number, definition.offset] = definition.spec.name
+        if definition.spec.type == abi.BPF_MAP_TYPE_ARENA:
+            table.arena = definition.spec.name
+    for spec in table.data.values():
+        maps[spec.name] = spec
+    kconfig = kconfig_map(externs, btf, stem)
+    if kconfig is not None:
+        maps[kconfig.name] = kconfig
+    _read_arena(image, maps, table)
+    functions = read_functions(image, btf, ext, table, externs)
+    _read_initial(image, definitions, maps, functions)
+    variables = read_variables(btf, table.data)
+    for extern in externs.values():
+        if extern.kind == "kconfig" and kconfig is not None:
+            variables.setdefault(
+                extern.name,
+                VariableSpec(extern.name, kconfig.name, extern.offset, extern.size, extern.type_id),
+            )
+    return ObjectSpec(
+        name=stem,
+        byteorder=image.byteorder,
+        license=_license(image),
+        kern_version=_version(image),
+        maps=maps,
+        functions=tuple(functions),
+        programs=read_programs(functions, btf, image),
+        variables=variables,
+        externs=externs,
+        btf=btf,
+        path=path,
+        notes=_notes(image),
+    )
+
+
+def _read_btf(image: ElfImage) -> tuple[Btf | None, BtfExt | None]:
+    section = image.by_name.get(".BTF")
+    if section is None or section.size == 0:
+        return None, None
+    btf = Btf.parse(image.data(section), name=f"{image.name} (.BTF)", byteorder=image.byteorder)
+    extra = image.by_name.get(".BTF.ext")
+    if extra is None or extra.size == 0:
+        return btf, None
+    return btf, BtfExt.parse(image.data(extra), btf)
+
+
+def _license(image: ElfImage) -> str:
+    section = image.by_name.get("license")
+    if section is None or section.size == 0:
+        return ""
+    text = image.data(section).split(b"\0", 1)[0]
+    # the kernel copies at most 128 bytes, libbpf hands over 63
+    return text[:127].decode("ascii", "backslashreplace")
+
+
+def _version(image: ElfImage) -> int:
+    section = image.by_name.get("version")
+    if section is None or section.size == 0:
+        return 0
+    if section.size != 4:
+        raise image.error(f"it has {section.size} bytes instead of 4.", section="version")
+    order = "<" if image.byteorder == "little" else ">"
+    (value,) = struct.unpack(order + "I", image.data(section))
+    return int(value)
+
+
+def _read_arena(image: ElfImage, maps: dict[str, MapSpec], table: MapTable) -> None:
+    section = image.by_name.get(ARENA_SECTION)
+    if section is None or section.size == 0:
+        return
+    if table.arena is None:
+        raise image.error("there are arena variables but no arena map.", section=ARENA_SECTION)
+    spec = maps[table.arena]
+    maps[table.arena] = replace(spec, data=image.data(section))
+
+
+def _read_initial(
+    image: ElfImage,
+    definitions: list[MapDefinition],
+    maps: dict[str, MapSpec],
+    functions: list[FunctionSpec],
+) -> None:
+    """Initial contents of outer maps and program arrays: relocations in their ``values``."""
+    order = "<" if image.byteorder == "little" else ">"
+    for rel_section, target in image.relocation_sections():
+        if target.name != MAPS:
+            continue
+        for relocation in image.relocations(rel_section):
+            definition = _definition_at(definitions, relocation.offset)
+            if definition is None:
+                raise image.error(
+                    f"a relocation at byte {relocation.offset} hits no `values` of a map.",
+                    section=MAPS,
+                )
+            spec = maps[definition.spec.name]
+            start = definition.offset + definition.values_offset
+            index, odd = divmod(relocation.offset - start, 8)
+            symbol = relocation.symbol
+            wanted = _initial_target(symbol.name, symbol.type, spec, maps, functions)
+            if odd or wanted is None:
+                raise image.error(
+                    f"`values` of map {spec.name!r} refers to {symbol.name!r}, which is no "
+                    + ("program." if spec.inner is None else "map."),
+                    map=spec.name,
+                )
+            key = struct.pack(order + "I", index)
+            maps[spec.name] = replace(
+                spec,
+                initial=(*spec.initial, (key, wanted)),
+                max_entries=spec.max_entries,
+            )
+
+
+def _definition_at(definitions: list[MapDefinition], offset: int) -> MapDefinition | None:
+    for definition in definitions:
+        if definition.values_offset >= 0 and (
+            definition.offset + definition.values_offset
+            <= offset
+            < definition.offset + definition.size
+        ):
+            return definition
+    return None
+
+
+def _initial_target(
+    name: str, kind: int, spec: MapSpec, maps: dict[str, MapSpec], functions: list[FunctionSpec]
+) -> str | None:
+    if spec.inner is not None:
+        return name if name in maps and maps[name].section == MAPS else None
+    if kind == STT_FUNC and any(f.name == name and f.section != ".text" for f in functions):
+        return name
+    return None
+
+
+_KNOWN = ("license", "version", "maps", MAPS, ARENA_SECTION)
+
+
+def _notes(image: ElfImage) -> dict[str, object]:
+    """What was seen and not used, for ``inspect``: names of data sections left alone."""
+
+    def unused(section: Section) -> bool:
+        name = section.name
+        return (
+            section.type == 1
+            and not section.executable
+            and section.size > 0
+            and name not in _KNOWN
+            and not name.startswith((".BTF", ".debug", ".data", ".rodata", ".rel", ".note"))
+        )
+
+    return {"unused_sections": tuple(s.name for s in image.sections[1:] if unused(s))}
