@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATCH_ADDR",
+    "PATCH_ADDR_WEAK",
     "PATCH_KFUNC",
     "PATCH_KSYM",
     "PATCH_MAP_FD",
@@ -40,6 +41,7 @@ PATCH_MAP_FD = "map_fd"  # imm ← fd in fd slot `argument`
 PATCH_KSYM = "ksym"  # ldimm64: imm ← BTF id, next imm ← BTF fd of symbol; weak+absent: plain 0
 PATCH_KFUNC = "kfunc"  # call: imm ← BTF id, off ← index of BTF fd in fd_array; weak+absent: poison
 PATCH_ADDR = "addr"  # ldimm64: address from /proc/kallsyms of the name `argument`
+PATCH_ADDR_WEAK = "addr_weak"  # the same, but 0 where there is no such symbol
 
 NR_CPUS = -1  # in MapCreate.max_entries: the number of possible CPUs
 
@@ -47,6 +49,7 @@ NR_CPUS = -1  # in MapCreate.max_entries: the number of possible CPUs
 class Op:
     """Base of all operations: equality, repr and construction from FIELDS."""
 
+    # The annotations in the subclasses are for type checkers only; they cost nothing at run time.
     __slots__: tuple[str, ...] = ()
     FIELDS: tuple[str, ...] = ()
     DEFAULTS: dict[str, Any] = {}
@@ -76,6 +79,9 @@ class Op:
 class BtfLoad(Op):
     """BPF_BTF_LOAD of ``data`` into fd slot ``dst``. A kernel that refuses it: see optional."""
 
+    dst: int
+    data: bytes
+    optional: bool
     __slots__ = FIELDS = ("dst", "data", "optional")
     DEFAULTS = {"optional": False}
 
@@ -87,6 +93,7 @@ class Lookup(Op):
     then every module. A missing name that is not weak fails the Plan and names what asked for it.
     """
 
+    names: tuple[tuple[int, str, int, str | None, bool], ...]
     __slots__ = FIELDS = ("names",)
 
 
@@ -97,6 +104,21 @@ class MapCreate(Op):
     and pin. value_symbol: symbol for btf_vmlinux_value_type_id (struct_ops), else None.
     """
 
+    dst: int
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    extra: int
+    numa_node: int | None
+    btf: int | None
+    key_type_id: int
+    value_type_id: int
+    inner: int | None
+    value_symbol: int | None
+    pin_path: str | None
     __slots__ = FIELDS = (
         "dst", "name", "type", "key_size", "value_size", "max_entries", "flags", "extra",
         "numa_node", "btf", "key_type_id", "value_type_id", "inner", "value_symbol", "pin_path",
@@ -113,12 +135,15 @@ class MapFill(Op):
     A value that is an int is an fd slot (map-in-map, prog array); bytes are the value itself.
     """
 
+    map: int
+    entries: tuple[tuple[bytes, bytes | int], ...]
     __slots__ = FIELDS = ("map", "entries")
 
 
 class MapFreeze(Op):
     """BPF_MAP_FREEZE (5.2): user space can no longer write the map."""
 
+    map: int
     __slots__ = FIELDS = ("map",)
 
 
@@ -126,22 +151,46 @@ class ProgLoad(Op):
     """BPF_PROG_LOAD into fd slot ``dst``.
 
     fd_array: fd slots, for BPF_PSEUDO_MAP_IDX and kfuncs of modules; attach_symbol: symbol whose
-    (BTF object, id) become attach_btf_obj_fd / attach_btf_id; attach_prog: fd slot or None.
+    (BTF object, id) become attach_btf_obj_fd / attach_btf_id; attach_btf_id: a vmlinux BTF id
+    known when the Plan was compiled, used where attach_symbol is None (0: none);
+    attach_prog: fd slot or None.
     func_info, line_info, core_relos: raw records ("" if none) with their record sizes;
     core_relos are given only when the kernel is to relocate (5.17). section, source: for errors.
     """
 
+    dst: int
+    name: str
+    type: int
+    expected_attach_type: int
+    flags: int
+    license: str
+    kern_version: int
+    insns: bytes
+    patches: tuple[tuple[int, str, int | str], ...]
+    fd_array: tuple[int, ...]
+    btf: int | None
+    func_info: bytes
+    func_info_size: int
+    line_info: bytes
+    line_info_size: int
+    core_relos: bytes
+    core_relo_size: int
+    attach_symbol: int | None
+    attach_btf_id: int
+    attach_prog: int | None
+    ifindex: int
+    section: str
     __slots__ = FIELDS = (
         "dst", "name", "type", "expected_attach_type", "flags", "license", "kern_version",
         "insns", "patches", "fd_array", "btf", "func_info", "func_info_size", "line_info",
-        "line_info_size", "core_relos", "core_relo_size", "attach_symbol", "attach_prog",
-        "ifindex", "section",
+        "line_info_size", "core_relos", "core_relo_size", "attach_symbol",
+        "attach_btf_id", "attach_prog", "ifindex", "section",
     )  # fmt: skip
     DEFAULTS = {
         "expected_attach_type": 0, "flags": 0, "kern_version": 0, "patches": (), "fd_array": (),
         "btf": None, "func_info": b"", "func_info_size": 8, "line_info": b"",
         "line_info_size": 16, "core_relos": b"", "core_relo_size": 16, "attach_symbol": None,
-        "attach_prog": None, "ifindex": 0, "section": "",
+        "attach_btf_id": 0, "attach_prog": None, "ifindex": 0, "section": "",
     }  # fmt: skip
 
 
@@ -153,6 +202,14 @@ class LinkCreate(Op):
     as ``how`` asks; extra: further attributes of BPF_LINK_CREATE as ((attr name, value), …).
     """
 
+    dst: int
+    name: str
+    prog: int
+    how: str
+    attach_type: int
+    target: int | str | None
+    flags: int
+    extra: tuple[tuple[str, int], ...]
     __slots__ = FIELDS = ("dst", "name", "prog", "how", "attach_type", "target", "flags", "extra")
     DEFAULTS = {"how": "link", "target": None, "flags": 0, "extra": ()}
 
@@ -160,6 +217,8 @@ class LinkCreate(Op):
 class Pin(Op):
     """BPF_OBJ_PIN of fd slot ``src`` at ``path``; undone by unlink."""
 
+    src: int
+    path: str
     __slots__ = FIELDS = ("src", "path")
 
 
@@ -170,6 +229,9 @@ class Choose(Op):
     is in ``on`` lead to the next one (empty: any refusal by the verifier or a missing name).
     """
 
+    label: str
+    alternatives: tuple[tuple[str, tuple[Op, ...]], ...]
+    on: tuple[int, ...]
     __slots__ = FIELDS = ("label", "alternatives", "on")
     DEFAULTS = {"on": ()}
 
@@ -181,6 +243,9 @@ class When(Op):
     ("symbol", number): the symbol of an earlier Lookup was found.
     """
 
+    condition: tuple[str, str | int]
+    then: tuple[Op, ...]
+    otherwise: tuple[Op, ...]
     __slots__ = FIELDS = ("condition", "then", "otherwise")
     DEFAULTS = {"otherwise": ()}
 
@@ -198,6 +263,16 @@ class Plan:
     Layouts are the tuples of pybpf.kernel.layout.
     """
 
+    name: str
+    slots: int
+    symbols: int
+    ops: tuple[Op, ...]
+    attach: tuple[Op, ...]
+    maps: dict[str, tuple[int, Any, Any]]
+    programs: dict[str, int]
+    links: dict[str, int]
+    variables: dict[str, tuple[str, int, int, Any]]
+    layouts: dict[str, Any]
     __slots__ = FIELDS = (
         "name", "slots", "symbols", "ops", "attach", "maps", "programs", "links", "variables",
         "layouts",
