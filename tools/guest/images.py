@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import publish
+from .cache import cache_root, publish
 from .keys import signer
 from .packages import Toolbox
+from .trees import project_tree, system_tree
 from .verity import BLOCK, hash_tree
 
-__all__ = ["Image", "make_image"]
+__all__ = ["SALT", "Image", "combined_image", "make_image"]
 
-_SALT = bytes.fromhex("5e" * 32)
+SALT = bytes.fromhex("5e" * 32)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,19 @@ class Image:
     root_hash: str
     salt: str
     signature: bytes | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Image:
+        """The image that was built in *folder*."""
+        description = json.loads((folder / "image.json").read_text())
+        signature = folder / "signature"
+        return cls(
+            folder / "image",
+            description["blocks"],
+            description["root_hash"],
+            SALT.hex(),
+            signature.read_bytes() if signature.is_file() else None,
+        )
 
     def describe(self) -> dict[str, object]:
         """What the guest must know to activate the image, ready for JSON."""
@@ -57,7 +74,7 @@ def make_image(
         )  # fmt: skip
         data = image.read_bytes()
         data += bytes(-len(data) % BLOCK)
-        tree_bytes, root_hash = hash_tree(data, _SALT)
+        tree_bytes, root_hash = hash_tree(data, SALT)
         with open(image, "wb") as out:
             out.write(data)
             out.write(tree_bytes)
@@ -67,12 +84,18 @@ def make_image(
             (folder / "signature").write_bytes(signer(tools, key).sign(root_hash))
 
     publish(target, build, what)
-    description = json.loads((target / "image.json").read_text())
-    signature = target / "signature"
-    return Image(
-        target / "image",
-        description["blocks"],
-        description["root_hash"],
-        _SALT.hex(),
-        signature.read_bytes() if signature.is_file() else None,
-    )
+    return Image.open(target)
+
+
+def combined_image(tools: Toolbox) -> Image:
+    """The system with the project in it, as one signed image: the root of guests whose own
+    initramfs knows of one root only."""
+    system, project = system_tree(tools), project_tree(tools)
+    target = cache_root() / "images" / f"root-{project.name}-{system.name}"
+    if target.is_dir():
+        return Image.open(target)
+    with tempfile.TemporaryDirectory(dir=cache_root()) as scratch:
+        tree = Path(scratch) / "root"
+        shutil.copytree(system, tree, symlinks=True, copy_function=os.link)
+        shutil.copytree(project, tree / "project", dirs_exist_ok=True, copy_function=os.link)
+        return make_image(tools, tree, target, "the image of the system with the project")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from .cache import cache_root, content_hash, publish
@@ -13,7 +14,7 @@ from .lanes import Lane
 from .packages import Kernel, Toolbox
 from .trees import PROJECT, small_system
 
-__all__ = ["base_segment", "module_list", "run_segment"]
+__all__ = ["base_segment", "given_segment", "module_list", "run_segment"]
 
 _FORMAT = "2"
 _INSIDE = PROJECT / "tools/guest/inside"
@@ -66,4 +67,14 @@ def run_segment(
     for name, data in sorted(files.items()):
         mode = 0o755 if data[:4] == b"\x7fELF" or data[:2] == b"#!" else 0o644
         archive.file(f"vm/files/{name}", data, mode)
+    return archive.finish()
+
+
+def given_segment(files: Mapping[str, bytes], project: Path) -> bytes:
+    """The segment of a run whose initramfs has an ``init`` of its own: *files*, and /project."""
+    archive = Archive()
+    archive.tree(project, "project")
+    for name, data in sorted(files.items()):
+        executable = name == "init" or data[:4] == b"\x7fELF" or data[:2] == b"#!"
+        archive.file(name, data, 0o755 if executable else 0o644)
     return archive.finish()

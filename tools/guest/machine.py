@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from .cache import cache_root
 from .errors import GuestError
-from .images import Image, make_image
-from .initramfs import base_segment, module_list, run_segment
+from .images import Image, combined_image, make_image
+from .initramfs import base_segment, given_segment, module_list, run_segment
 from .keys import signer
 from .lanes import Lane
 from .packages import Toolbox, kernel, toolbox
@@ -75,6 +76,7 @@ class Guest:
         drives: Mapping[str, Path] | None = None,
         files: Mapping[str, bytes] | None = None,
         keyring: bool | None = None,
+        initramfs: Callable[..., Mapping[str, bytes]] | None = None,
     ) -> None:
         self.lane = lane
         self.tools: Toolbox = toolbox()
@@ -85,7 +87,12 @@ class Guest:
         self.drives = dict(drives or {})
         self.files = dict(files or {})
         self.keyring = lane.dm_verity_keyring if keyring is None else keyring
+        self.initramfs = initramfs
         self.images: dict[str, Image] = {}
+
+    def add_image(self, name: str, image: Image) -> None:
+        """Add a disk whose description the guest gets too."""
+        self.images[name] = image
 
     def _signed_images(self) -> dict[str, Image]:
         images = cache_root() / "images"
@@ -96,37 +103,56 @@ class Guest:
             "project": make_image(self.tools, project, images / project.name, "the project image"),
         }
 
-    def _initrd(self, folder: Path, request: Mapping[str, object]) -> Path:
-        run = {
-            "root": self.root,
-            "keyring": self.keyring,
-            "modules": module_list(self.lane, self.kernel),
-            "images": {name: image.describe() for name, image in self.images.items()},
-            **request,
-        }
+    def _initrd(self, folder: Path, run: dict[str, object]) -> Path:
         path = folder / "initrd"
         with open(path, "wb") as out:
             with open(base_segment(self.tools, self.lane, self.kernel), "rb") as base:
                 shutil.copyfileobj(base, out)
-            project = project_tree(self.tools) if self.root == "initramfs" else None
-            out.write(run_segment(self.tools, run, self.files, project))
+            if self.initramfs is not None:
+                given = self.initramfs({**run, "certificate": signer(self.tools).der()})
+                out.write(given_segment(given, project_tree(self.tools)))
+            else:
+                project = project_tree(self.tools) if self.root == "initramfs" else None
+                out.write(run_segment(self.tools, run, self.files, project))
+        return path
+
+    def _run_disk(self, folder: Path, run: dict[str, object]) -> Path:
+        """The run's files as a disk, for a PID 1 that does not find them in the initramfs."""
+        files = {f"files/{name}": data for name, data in self.files.items()}
+        files["run.json"] = json.dumps(run).encode()
+        text = json.dumps({name: base64.b64encode(data).decode() for name, data in files.items()})
+        raw = len(text).to_bytes(8, "little") + text.encode()
+        path = folder / "vmrun"
+        path.write_bytes(raw + bytes(-len(raw) % 4096))
         return path
 
     def command(
         self, folder: Path, request: Mapping[str, object], interactive: bool = False
     ) -> list[str]:
         """The qemu command line; writes what it names into *folder*."""
-        if self.root == "signed":
-            self.images = self._signed_images()
+        if self.initramfs is not None:
+            self.images["root"] = combined_image(self.tools)
+        elif self.root == "signed":
+            self.images.update(self._signed_images())
         disks = {name: image.path for name, image in self.images.items()}
         disks.update(self.drives)
+        run = {
+            "lane": self.lane.name,
+            "root": self.root,
+            "keyring": self.keyring,
+            "modules": module_list(self.lane, self.kernel),
+            "images": {name: image.describe() for name, image in self.images.items()},
+            **request,
+        }
+        if self.initramfs is not None:
+            disks["vmrun"] = self._run_disk(folder, run)
         arguments = [
             *[word for folder in self.tools.qemu_data for word in ("-L", str(folder))],
             "-machine", "q35", "-accel", "tcg,thread=single", "-smp", "1", "-cpu", "max",
             "-m", str(self.memory), "-display", "none", "-nodefaults", "-no-reboot",
             "-no-user-config",
             "-kernel", str(self.kernel.image),
-            "-initrd", str(self._initrd(folder, request)),
+            "-initrd", str(self._initrd(folder, run)),
             "-append", f"{COMMAND_LINE} {self.append}".strip(),
         ]  # fmt: skip
         if interactive:

@@ -34,6 +34,8 @@ _TOOL_PACKAGES = (
     "busybox-static",
     "bpftool",
     "strace",
+    "squashfs-tools",
+    "e2fsprogs",
     "python3-pyelftools",
     "python3-construct",
     "python3-pytest",

@@ -17,14 +17,22 @@ _HEADER = struct.Struct("<3I2I I i I I I Q 128s 129s 7x")
 _TARGET = struct.Struct("<QQiI16s")
 _DEV_CREATE, _DEV_REMOVE, _DEV_SUSPEND, _TABLE_LOAD, _DEV_STATUS = 3, 4, 6, 9, 7
 _READONLY = 1 << 0
+_PERSISTENT_DEV = 1 << 3
 _SUSPEND = 1 << 1
 _PROCESS_KEYRING = -2
 
 
-def _call(number: int, name: str, flags: int = 0, payload: bytes = b"", targets: int = 0) -> int:
+def _call(
+    number: int,
+    name: str,
+    flags: int = 0,
+    payload: bytes = b"",
+    targets: int = 0,
+    device: int = 0,
+) -> int:
     size = _HEADER.size + len(payload)
     header = _HEADER.pack(
-        4, 0, 0, size, _HEADER.size, targets, 0, flags, 0, 0, 0, name.encode(), b""
+        4, 0, 0, size, _HEADER.size, targets, 0, flags, 0, 0, device, name.encode(), b""
     )
     buffer = bytearray(header + payload)
     fd = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
@@ -39,10 +47,14 @@ def _call(number: int, name: str, flags: int = 0, payload: bytes = b"", targets:
     return int(_HEADER.unpack_from(buffer)[10])
 
 
-def create(name: str) -> str:
-    """Make the empty mapped device *name*; gives its node, ``/dev/dm-N``."""
+def create(name: str, minor: int | None = None) -> str:
+    """Make the empty mapped device *name*, with this minor number if given; gives its node."""
     # dm_ioctl.dev is encoded as dev_t is: minor in bits 0-7 and 20-31, major in bits 8-19.
-    return f"/dev/dm-{os.minor(_call(_DEV_CREATE, name))}"
+    if minor is None:
+        device = _call(_DEV_CREATE, name)
+    else:
+        device = _call(_DEV_CREATE, name, _PERSISTENT_DEV, device=minor)
+    return f"/dev/dm-{os.minor(device)}"
 
 
 def load(name: str, sectors: int, kind: str, table: str, read_only: bool = True) -> None:
@@ -79,6 +91,7 @@ def verity(
     salt: str,
     signature: bytes | None,
     options: tuple[str, ...] = (),
+    minor: int | None = None,
 ) -> str:
     """Activate a verity device and give its node; undone if a step fails.
 
@@ -90,7 +103,7 @@ def verity(
         description = f"guest-{name}"
         add_key("user", description, signature, _PROCESS_KEYRING)
         words = (*options, "root_hash_sig_key_desc", description)
-    node = create(name)
+    node = create(name, minor)
     try:
         load(name, blocks * 8, "verity", verity_table(device, blocks, root_hash, salt, words))
         suspend(name, resume=True)

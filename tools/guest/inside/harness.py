@@ -9,10 +9,16 @@ import select
 import sys
 import traceback
 
-sys.path.insert(0, "/run/vm/lib")
+for _folder in ("/project", "/run/vm/lib"):
+    if os.path.isdir(_folder) and _folder not in sys.path:
+        sys.path.insert(0, _folder)
 
-from tools.guest.inside.channel import Channel
-from tools.guest.inside.kernel import reboot
+from tools.guest.inside.channel import Channel  # noqa: E402
+from tools.guest.inside.kernel import disks, reboot  # noqa: E402
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def _run_script(channel: Channel, run: dict[str, object]) -> None:
@@ -85,14 +91,41 @@ def _run_shell(channel: Channel) -> None:
             return
 
 
+def _load() -> tuple[dict[str, Any], dict[str, str]]:
+    """The run's description, and the disks by serial number.
+
+    Where another program was PID 1 before and has not carried /run over, the run's files are
+    taken from the disk ``vmrun``.
+    """
+    drives = disks()
+    if not os.path.exists("/run/vm/run.json") and "vmrun" in drives:
+        import base64
+
+        with open(drives["vmrun"], "rb") as disk:
+            size = int.from_bytes(disk.read(8), "little")
+            files = json.loads(disk.read(size))
+        for name, text in files.items():
+            path = f"/run/vm/{name}"
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as out:
+                out.write(base64.b64decode(text))
+    os.makedirs("/run/vm/files", exist_ok=True)
+    with open("/run/vm/run.json") as file:
+        run: dict[str, Any] = json.load(file)
+    return run, drives
+
+
 def main() -> None:
     """Do what the run asks for."""
     channel = Channel()
-    with open("/run/vm/run.json") as file:
-        run = json.load(file)
-    os.makedirs("/run/vm/files", exist_ok=True)
+    channel.send("harness", kernel=os.uname().release)
+    run, drives = _load()
     try:
-        if run["mode"] == "script":
+        if run["mode"] == "cases":
+            from tools.guest.inside.cases import run_cases
+
+            run_cases(channel, run, drives)
+        elif run["mode"] == "script":
             _run_script(channel, run)
         elif run["mode"] == "shell":
             _run_shell(channel)

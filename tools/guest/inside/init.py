@@ -11,18 +11,6 @@ import traceback
 sys.path.insert(0, "/vm/lib")
 
 
-def _drives() -> dict[str, str]:
-    """Serial number of each virtio disk to its device node."""
-    found = {}
-    for name in sorted(os.listdir("/sys/block")):
-        try:
-            with open(f"/sys/block/{name}/serial") as serial:
-                found[serial.read().strip()] = f"/dev/{name}"
-        except OSError:
-            continue
-    return found
-
-
 def _copy(source: str, target: str) -> None:
     os.makedirs(target, exist_ok=True)
     for entry in os.scandir(source):
@@ -60,7 +48,7 @@ def main() -> None:
         with open("/vm/certificate.der", "rb") as file_der:
             kernel.add_key("asymmetric", "", file_der.read(), keyring)
         kernel.keyctl("restrict .dm-verity", 29, keyring, None, None)
-    drives = _drives()
+    drives = kernel.disks()
     if run["root"] == "signed":
         for name, where in (("system", "/newroot"), ("project", "/newroot/project")):
             image = run["images"][name]

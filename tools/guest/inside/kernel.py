@@ -8,6 +8,7 @@ import os
 
 __all__ = [
     "add_key",
+    "disks",
     "find_keyring",
     "insmod",
     "keyctl",
@@ -119,6 +120,18 @@ def find_keyring(name: str) -> int | None:
             if len(fields) == 9 and fields[7] == "keyring" and fields[8].startswith(f"{name}:"):
                 return int(fields[0], 16)
     return None
+
+
+def disks() -> dict[str, str]:
+    """Serial number of each virtio disk to its device node."""
+    found = {}
+    for name in sorted(os.listdir("/sys/block")):
+        try:
+            with open(f"/sys/block/{name}/serial") as serial:
+                found[serial.read().strip()] = f"/dev/{name}"
+        except OSError:
+            continue
+    return found
 
 
 def switch_root(new_root: str) -> None:
