@@ -56,7 +56,7 @@ __all__ = ["BIG", "LITTLE", "Formats", "formats", "parse"]
 
 
 class _InfoBits(Adapter):  # type: ignore[misc]
-    """Bits of btf_type.info: 0–23 vlen, 24–30 kind, 31 kflag (widths of kernel 7.3)."""
+    """Bits of btf_type.info: 0..23 vlen, 24..30 kind, 31 kflag (widths of kernel 7.3)."""
 
     def _decode(self, obj: int, context: Any, path: Any) -> dict[str, int]:
         return {
@@ -98,7 +98,7 @@ class Formats:
 
         member = Struct("name_off" / u32, "type" / u32, "offset" / u32)
         entries = {
-            # u32: bits 24–27 encoding, 16–23 offset, 0–7 bits
+            # u32: bits 24..27 encoding, 16..23 offset, 0..7 bits
             KIND_INT: Struct("encoding" / u32),
             KIND_ARRAY: Struct("type" / u32, "index_type" / u32, "nelems" / u32),
             KIND_STRUCT: Array(this.info.vlen, member),

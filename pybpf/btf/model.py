@@ -121,8 +121,19 @@ class Type:
     size_or_type: bytes for a sized kind, a type id for a referring one.
     """
 
-    __slots__ = ("_entries", "_name", "btf", "id", "kflag", "kind", "name_off", "pos",
-                 "size_or_type", "vlen")
+    __slots__ = (
+        "_entries",
+        "_member_names",
+        "_name",
+        "btf",
+        "id",
+        "kflag",
+        "kind",
+        "name_off",
+        "pos",
+        "size_or_type",
+        "vlen",
+    )
 
     def __init__(
         self, btf: Btf, type_id: int, pos: int, name_off: int, info: int, size_or_type: int
@@ -137,6 +148,7 @@ class Type:
         self.size_or_type = size_or_type
         self._name: str | None = None
         self._entries: object = None
+        self._member_names: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<Type [{self.id}] {kind_name(self.kind)} {self.name or '(anon)'}>"
@@ -192,6 +204,17 @@ class Type:
                     for n, t, o in self.raw_entries(3)
                 )
         return self._entries  # type: ignore[return-value]
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the members alone: touches no other type, as members may have to."""
+        if self._member_names is None:
+            if self.kind not in (KIND_STRUCT, KIND_UNION):
+                return ()
+            at = self.pos + 3
+            offsets = self.btf.words[at : at + 3 * self.vlen : 3]
+            self._member_names = tuple(map(self.btf.name, offsets))
+        return self._member_names
 
     @property
     def enumerators(self) -> tuple[Enumerator, ...]:
