@@ -13,6 +13,7 @@ __all__ = [
     "PlanError",
     "PybpfError",
     "RelocationError",
+    "SymbolNotFoundError",
     "UsageError",
     "VerifierError",
 ]
@@ -64,6 +65,19 @@ class CompileError(PybpfError):
 
 class PlanError(PybpfError):
     """A Plan is inconsistent, or could not be executed for a reason that is no errno."""
+
+
+class SymbolNotFoundError(PlanError):
+    """The running kernel has no BTF type or symbol of a name that a Plan needs.
+
+    names: what is missing, as "func bpf_real_data_inode" or "struct dm_table (module dm_mod)".
+    """
+
+    def __init__(
+        self, message: str, *, names: tuple[str, ...], hint: str | None = None, **where: object
+    ) -> None:
+        super().__init__(message, hint=hint, **where)
+        self.names = names
 
 
 class KernelError(PybpfError):

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""BTF objects in the kernel, by fd or id."""
+
+from __future__ import annotations
+
+from pybpf.errors import KernelError
+from pybpf.kernel.layout import cstr
+from pybpf.kernel.object import KernelObject
+from pybpf.sys import abi, bpf, layouts
+from pybpf.sys.syscalls import Pointer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["BtfObject", "load_fd"]
+
+
+def load_fd(data: bytes | bytearray | memoryview) -> int:
+    """BPF_BTF_LOAD (4.18): the BTF's fd. The KernelError of a refusal ends with the kernel's
+    last words on it and has the whole log in ``where["log"]``'s place: see its message."""
+    try:
+        return bpf.btf_load(data)
+    except KernelError as error:
+        first = error
+    size = bpf.LOG_START
+    while True:
+        log = bytearray(size)
+        try:
+            return bpf.btf_load(data, log)
+        except KernelError as error:
+            if error.errno == bpf.ENOSPC and size < bpf.LOG_LIMIT:
+                size = min(4 * size, bpf.LOG_LIMIT)
+                continue
+        lines = [line for line in cstr(log).splitlines() if line.strip()]
+        if lines:
+            first.message += f" The kernel says: {lines[-1].strip()}"
+        raise first
+
+
+class BtfObject(KernelObject):
+    """BTF that the kernel holds: vmlinux's, a module's or one that was loaded (4.18)."""
+
+    __slots__ = ()
+    KIND = "btf"
+    INFO = layouts.INFO_BTF
+    INFO_SIZE = layouts.SIZE_INFO_BTF
+    GET_FD = abi.BPF_BTF_GET_FD_BY_ID
+
+    def info(self) -> dict[str, Any]:
+        """id, name ("vmlinux", the module's, or "" for loaded BTF), size in bytes, kernel_btf."""
+        name = bytearray(64)
+        held = Pointer(name)
+        info = self._raw_info({"name": held.address, "name_len": len(name)})
+        return {
+            "id": bpf.get(info, self.INFO, "id"),
+            "name": cstr(bytes(name)),
+            "size": bpf.get(info, self.INFO, "btf_size"),
+            "kernel_btf": bool(bpf.get(info, self.INFO, "kernel_btf")),
+        }
+
+    def data(self) -> bytes:
+        """The raw BTF (a module's is split: its ids continue vmlinux's)."""
+        size = bpf.get(self._raw_info(), self.INFO, "btf_size")
+        out = bytearray(size)
+        held = Pointer(out)
+        self._raw_info({"btf": held.address, "btf_size": size})
+        return bytes(out)

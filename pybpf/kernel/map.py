@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Live maps: elements, batches, freezing, mapping into memory, information."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+
+from pybpf.errors import KernelError, UsageError
+from pybpf.kernel import layout as _layout
+from pybpf.kernel.cpus import possible_cpus
+from pybpf.kernel.object import KernelObject
+from pybpf.sys import abi, bpf, layouts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Layout = tuple[Any, ...]
+
+__all__ = ["MAPS_WITHOUT_BTF", "PER_CPU", "Map", "create"]
+
+# Types whose value is one slot a CPU.
+PER_CPU = frozenset(
+    (
+        abi.BPF_MAP_TYPE_PERCPU_HASH, abi.BPF_MAP_TYPE_PERCPU_ARRAY,
+        abi.BPF_MAP_TYPE_LRU_PERCPU_HASH, abi.BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE,
+    )
+)  # fmt: skip
+# Types that have no map_check_btf in the kernel, or refuse any key or value BTF: MAP_CREATE
+# then fails with ENOTSUPP (524) (kernel/bpf/syscall.c: map_check_btf).
+MAPS_WITHOUT_BTF = frozenset(
+    (
+        abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY, abi.BPF_MAP_TYPE_CGROUP_ARRAY,
+        abi.BPF_MAP_TYPE_STACK_TRACE, abi.BPF_MAP_TYPE_ARRAY_OF_MAPS,
+        abi.BPF_MAP_TYPE_HASH_OF_MAPS, abi.BPF_MAP_TYPE_DEVMAP, abi.BPF_MAP_TYPE_DEVMAP_HASH,
+        abi.BPF_MAP_TYPE_CPUMAP, abi.BPF_MAP_TYPE_XSKMAP, abi.BPF_MAP_TYPE_SOCKMAP,
+        abi.BPF_MAP_TYPE_SOCKHASH, abi.BPF_MAP_TYPE_QUEUE, abi.BPF_MAP_TYPE_STACK,
+        abi.BPF_MAP_TYPE_ARENA, abi.BPF_MAP_TYPE_RINGBUF, abi.BPF_MAP_TYPE_USER_RINGBUF,
+        abi.BPF_MAP_TYPE_PROG_ARRAY, abi.BPF_MAP_TYPE_REUSEPORT_SOCKARRAY,
+    )
+)  # fmt: skip
+# Types that take no key at all: queues, stacks, Bloom filters, ring buffers.
+_KEYLESS = frozenset(
+    (
+        abi.BPF_MAP_TYPE_QUEUE, abi.BPF_MAP_TYPE_STACK, abi.BPF_MAP_TYPE_BLOOM_FILTER,
+        abi.BPF_MAP_TYPE_RINGBUF, abi.BPF_MAP_TYPE_USER_RINGBUF,
+    )
+)  # fmt: skip
+_BATCH = 256
+
+
+def create(
+    map_type: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    name: str = "",
+    key_layout: Layout | None = None,
+    value_layout: Layout | None = None,
+    **attributes: Any,
+) -> Map:
+    """BPF_MAP_CREATE; ``attributes`` as ``pybpf.sys.bpf.map_create`` takes them."""
+    fd = create_fd(map_type, key_size, value_size, max_entries, name=name, **attributes)
+    made = Map(fd, name or None, key_layout=key_layout, value_layout=value_layout)
+    made._set_shape(map_type, key_size, value_size, max_entries, attributes.get("flags", 0))
+    return made
+
+
+def create_fd(
+    map_type: int, key_size: int, value_size: int, max_entries: int, **attributes: Any
+) -> int:
+    """The fd of a new map. A refusal carries the kernel's own words where it has any (7.x)."""
+    try:
+        return bpf.map_create(map_type, key_size, value_size, max_entries, **attributes)
+    except KernelError as error:
+        error.hint = error.hint or _create_hint(
+            error.errno, map_type, key_size, value_size, max_entries, attributes
+        )
+        raise error.at(map=attributes.get("name") or None)  # noqa: B904
+
+
+def _create_hint(
+    code: int, map_type: int, key_size: int, value_size: int, entries: int, more: dict[str, Any]
+) -> str | None:
+    from pybpf.kernel import explain_map
+
+    return explain_map.hint(code, map_type, key_size, value_size, entries, more)
+
+
+class Map(KernelObject):
+    """An open map.
+
+    ``m[key]``, ``m[key] = value``, ``del m[key]``, ``key in m`` and iteration over the keys work
+    as in a dict. Keys and values are bytes, or Python values if the map has layouts
+    (``pybpf.kernel.layout``); without a layout an int stands for itself where the size is 1, 2, 4
+    or 8 bytes. A value of a per-CPU map is a list with one item for each possible CPU.
+
+    Iteration sees a map that changes meanwhile as the kernel does: an element may be missed or,
+    after the deletion of a key, seen again.
+    """
+
+    __slots__ = (
+        "_flags",
+        "_key_size",
+        "_max_entries",
+        "_type",
+        "_value_size",
+        "key_layout",
+        "value_layout",
+    )
+    KIND = "map"
+    INFO = layouts.INFO_MAP
+    INFO_SIZE = layouts.SIZE_INFO_MAP
+    GET_FD = abi.BPF_MAP_GET_FD_BY_ID
+
+    def __init__(
+        self,
+        fd: int,
+        name: str | None = None,
+        *,
+        key_layout: Layout | None = None,
+        value_layout: Layout | None = None,
+    ) -> None:
+        super().__init__(fd, name)
+        self.key_layout = key_layout
+        self.value_layout = value_layout
+        self._type = -1
+
+    # --- shape --------------------------------------------------------------------------------
+
+    def _set_shape(self, map_type: int, key: int, value: int, entries: int, flags: int) -> None:
+        self._type = map_type
+        self._key_size, self._value_size = key, value
+        self._max_entries, self._flags = entries, flags
+
+    def _shape(self) -> None:
+        info, layout = self._raw_info(), layouts.INFO_MAP
+        self._set_shape(
+            *(
+                bpf.get(info, layout, field)
+                for field in ("type", "key_size", "value_size", "max_entries", "map_flags")
+            )
+        )
+
+    @property
+    def type(self) -> int:
+        """BPF_MAP_TYPE_… number."""
+        if self._type < 0:
+            self._shape()
+        return self._type
+
+    @property
+    def key_size(self) -> int:
+        """Bytes of a key."""
+        return self._key_size if self.type >= 0 else 0
+
+    @property
+    def value_size(self) -> int:
+        """Bytes of a value (of one CPU's slot, for per-CPU maps)."""
+        return self._value_size if self.type >= 0 else 0
+
+    @property
+    def max_entries(self) -> int:
+        """Most elements the map holds; for a ring buffer its size in bytes."""
+        return self._max_entries if self.type >= 0 else 0
+
+    @property
+    def flags(self) -> int:
+        """BPF_F_… flags that the map was made with."""
+        return self._flags if self.type >= 0 else 0
+
+    @property
+    def per_cpu(self) -> bool:
+        return self.type in PER_CPU
+
+    def info(self) -> dict[str, Any]:
+        """struct bpf_map_info: id, type, sizes, flags, name, BTF ids."""
+        info = self._raw_info()
+        out: dict[str, Any] = {
+            field: bpf.get(info, self.INFO, field)
+            for field in self.INFO
+            if field not in ("name", "hash", "hash_size")
+        }
+        start, size = self.INFO["name"]
+        out["name"] = _layout.cstr(bytes(info[start : start + size]))
+        return out
+
+    # --- keys and values ----------------------------------------------------------------------
+
+    def _key(self, key: Any) -> bytes:
+        return self._bytes(key, self.key_size, self.key_layout, "key")
+
+    def _bytes(self, value: Any, size: int, layout: Layout | None, what: str) -> bytes:
+        try:
+            if isinstance(value, (bytes, bytearray, memoryview)):
+                data = bytes(value)
+            elif layout is not None:
+                data = _layout.encode(layout, value, sys.byteorder)
+            elif isinstance(value, int) and size in (1, 2, 4, 8):
+                data = (value & (1 << 8 * size) - 1 if value < 0 else value).to_bytes(
+                    size, sys.byteorder
+                )
+            else:
+                raise UsageError(f"bytes are needed, not {type(value).__name__}")
+        except OverflowError:
+            raise UsageError(f"{value} does not fit into {size} bytes", map=self._name) from None
+        except UsageError as error:
+            raise error.at(map=self._name, what=what)  # noqa: B904
+        if len(data) != size:
+            raise UsageError(f"a {what} has {size} bytes, not {len(data)}", map=self._name)
+        return data
+
+    def _value(self, value: Any) -> bytes:
+        if not self.per_cpu:
+            return self._bytes(value, self.value_size, self.value_layout, "value")
+        cpus = possible_cpus()
+        slots = list(value) if isinstance(value, (list, tuple)) else [value] * cpus
+        if len(slots) != cpus:
+            raise UsageError(
+                f"a value of a per-CPU map has {cpus} items, not {len(slots)}", map=self._name
+            )
+        pad = b"\0" * (-self.value_size % 8)
+        return b"".join(
+            self._bytes(slot, self.value_size, self.value_layout, "value") + pad for slot in slots
+        )
+
+    def _buffer(self) -> bytearray:
+        if self.per_cpu:
+            return bytearray((self.value_size + 7) // 8 * 8 * possible_cpus())
+        return bytearray(self.value_size)
+
+    def _decode(self, data: bytearray | memoryview) -> Any:
+        if not self.per_cpu:
+            return self._python(data, self.value_layout)
+        size, stride = self.value_size, (self.value_size + 7) // 8 * 8
+        return [
+            self._python(data[i : i + size], self.value_layout)
+            for i in range(0, len(data), stride)
+        ]
+
+    @staticmethod
+    def _python(data: bytearray | memoryview | bytes, layout: Layout | None) -> Any:
+        if layout is None:
+            return bytes(data)
+        return _layout.decode(layout, data, 0, sys.byteorder)
+
+    # --- elements -----------------------------------------------------------------------------
+
+    def lookup(self, key: Any, default: Any = None, *, flags: int = 0) -> Any:
+        """The value of ``key``, or ``default``. flags: BPF_F_LOCK (5.1). For a queue or stack
+        (key None) the next element, which stays."""
+        value = self._buffer()
+        raw = None if self.type in _KEYLESS else self._key(key)
+        try:
+            found = bpf.map_lookup(self.fileno(), raw, value, flags)
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+        return self._decode(value) if found else default
+
+    def update(self, key: Any, value: Any, flags: int = abi.BPF_ANY) -> None:
+        """Store ``value``; BPF_NOEXIST: only a new key (else EEXIST), BPF_EXIST: only a present
+        one (else ENOENT). key None: push (queue, stack) or add (Bloom filter)."""
+        raw = None if self.type in _KEYLESS else self._key(key)
+        try:
+            bpf.map_update(self.fileno(), raw, self._value(value), flags)
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+
+    def delete(self, key: Any) -> bool:
+        """Remove ``key``; False if it was not there. Elements of arrays cannot go: EINVAL."""
+        try:
+            return bpf.map_delete(self.fileno(), self._key(key))
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+
+    def pop(self, key: Any = None, default: Any = None) -> Any:
+        """Look up and delete in one step (queue and stack 4.20, hash maps 5.14)."""
+        value = self._buffer()
+        raw = None if self.type in _KEYLESS else self._key(key)
+        try:
+            found = bpf.map_lookup_and_delete(self.fileno(), raw, value)
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+        return self._decode(value) if found else default
+
+    def raw_keys(self) -> Iterator[bytes]:
+        """The keys as bytes, in the kernel's order."""
+        key: bytearray | None = None
+        for _ in range(self._iteration_limit()):
+            following = bytearray(self.key_size)
+            try:
+                if not bpf.map_next_key(self.fileno(), key, following):
+                    return
+            except KernelError as error:
+                raise error.at(map=self._name)  # noqa: B904
+            key = following
+            yield bytes(following)
+
+    def _iteration_limit(self) -> int:
+        # A hash map from which the current key vanishes starts again at its first bucket; a
+        # bound keeps a busy map from holding the reader for ever.
+        return 4 * self.max_entries + 1024
+
+    def keys(self) -> Iterator[Any]:
+        for key in self.raw_keys():
+            yield self._python(key, self.key_layout)
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """(key, value) pairs; a key that vanishes between the two calls is left out."""
+        missing = object()
+        for key in self.raw_keys():
+            value = self.lookup(key, missing)
+            if value is not missing:
+                yield self._python(key, self.key_layout), value
+
+    def values(self) -> Iterator[Any]:
+        for _, value in self.items():
+            yield value
+
+    def clear(self) -> None:
+        """Delete every element (hash-like maps)."""
+        for key in list(self.raw_keys()):
+            self.delete(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        missing = object()
+        value = self.lookup(key, missing)
+        if value is missing:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.update(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: Any) -> bool:
+        missing = object()
+        return self.lookup(key, missing) is not missing
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.keys()
+
+    # --- batches (5.6) ------------------------------------------------------------------------
+
+    def lookup_batch(self, *, delete: bool = False) -> Iterator[tuple[Any, Any]]:
+        """All (key, value) pairs by batches, and deleted at the same time if asked.
+
+        Raises KernelError EINVAL or ENOTSUPP where the map type or kernel has no batches.
+        """
+        cmd = abi.BPF_MAP_LOOKUP_AND_DELETE_BATCH if delete else abi.BPF_MAP_LOOKUP_BATCH
+        width = len(self._buffer())
+        count = min(_BATCH, max(self.max_entries, 1))
+        cursor: bytearray | None = None
+        while True:
+            # The cursor of a hash map is a bucket number of 4 bytes, of an array its key.
+            following = bytearray(max(self.key_size, 4))
+            keys, values = bytearray(self.key_size * count), bytearray(width * count)
+            try:
+                done, end = bpf.map_batch(
+                    cmd, self.fileno(), count, in_batch=cursor, out_batch=following,
+                    keys=keys, values=values,
+                )  # fmt: skip
+            except KernelError as error:
+                # ENOSPC: one bucket holds more than fits; nothing was taken, so ask for more.
+                if error.errno == bpf.ENOSPC and count < self.max_entries:
+                    count = min(4 * count, self.max_entries)
+                    continue
+                raise error.at(map=self._name)  # noqa: B904
+            view = memoryview(values)
+            for i in range(done):
+                key = bytes(keys[i * self.key_size : (i + 1) * self.key_size])
+                yield (
+                    self._python(key, self.key_layout),
+                    self._decode(view[i * width : (i + 1) * width]),
+                )
+            if end:
+                return
+            cursor = following
+
+    def update_batch(self, pairs: Any) -> int:
+        """Store many (key, value) pairs in one call; returns their number."""
+        items = list(pairs)
+        keys = b"".join(self._key(key) for key, _ in items)
+        values = b"".join(self._value(value) for _, value in items)
+        return self._write_batch(abi.BPF_MAP_UPDATE_BATCH, len(items), keys, values)
+
+    def delete_batch(self, keys: Any) -> int:
+        """Delete many keys in one call; ENOENT (with the count done) if one is missing."""
+        raw = [self._key(key) for key in keys]
+        return self._write_batch(abi.BPF_MAP_DELETE_BATCH, len(raw), b"".join(raw), None)
+
+    def _write_batch(self, cmd: int, count: int, keys: bytes, values: bytes | None) -> int:
+        if not count:
+            return 0
+        try:
+            return bpf.map_batch(cmd, self.fileno(), count, keys=keys, values=values)[0]
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+
+    # --- the map as a whole -------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """BPF_MAP_FREEZE (5.2). EBUSY while it is mapped writable."""
+        try:
+            bpf.map_freeze(self.fileno())
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+
+    def mmap(self, *, writable: bool = True) -> mmap.mmap:
+        """Map an array map made with BPF_F_MMAPABLE (5.5) into memory.
+
+        The mapping holds a reference to the map (and, in Python, an fd of its own) until it is
+        closed. Its elements are ``round_up(value_size, 8)`` bytes apart.
+        """
+        page = mmap.PAGESIZE
+        size = (self.value_size + 7) // 8 * 8 * self.max_entries
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        try:
+            return mmap.mmap(
+                self.fileno(), (size + page - 1) // page * page, mmap.MAP_SHARED, prot
+            )
+        except OSError as error:
+            from pybpf.sys.syscalls import fail
+
+            hint = None
+            if not self.flags & abi.BPF_F_MMAPABLE:
+                hint = "The map was made without BPF_F_MMAPABLE."
+            raise fail("mmap", error.errno or 22, map=self._name, hint=hint) from None
+
+    def matches(
+        self, map_type: int, key: int, value: int, entries: int, flags: int, extra: int = 0
+    ) -> str | None:
+        """None if the map has this shape, else what differs ("key_size 8, not 4")."""
+        info = self.info()
+        wanted = {
+            "type": map_type,
+            "key_size": key,
+            "value_size": value,
+            "max_entries": entries,
+            # The kernel adds RDONLY_PROG to none and drops none, but a pin opened read-only
+            # carries the access mode of its fd.
+            "map_flags": flags,
+            "map_extra": extra,
+        }
+        differs = [f"{n} {info[n]}, not {w}" for n, w in wanted.items() if info[n] != w]
+        return ", ".join(differs) or None

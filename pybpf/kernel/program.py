@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Live programs: information, statistics, test runs; and BPF_PROG_LOAD with its log."""
+
+from __future__ import annotations
+
+import struct
+
+from pybpf.errors import KernelError, VerifierError
+from pybpf.kernel.layout import cstr
+from pybpf.kernel.object import KernelObject
+from pybpf.sys import abi, bpf, layouts
+from pybpf.sys.syscalls import Pointer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Buffer = bytes | bytearray | memoryview
+
+__all__ = ["Program", "RunResult", "load_fd"]
+
+_POINTERS = frozenset(
+    (
+        "jited_prog_insns", "xlated_prog_insns", "map_ids", "jited_ksyms", "jited_func_lens",
+        "func_info", "line_info", "jited_line_info", "prog_tags",
+    )
+)  # fmt: skip
+
+
+def load_fd(
+    fields: dict[str, int | bytes],
+    *,
+    log_level: int = 0,
+    log_size: int = bpf.LOG_START,
+    log_out: list[str] | None = None,
+) -> int:
+    """BPF_PROG_LOAD: the program's fd; ``fields`` as in ``layouts.ATTR_PROG_LOAD``.
+
+    log_level 0: the first attempt asks for no log; a refused program is loaded again with a log.
+    1, 2 and 4 (BPF_LOG_LEVEL1, LEVEL2, STATS): the log of an accepted program is appended to
+    ``log_out``. The buffer grows until the log fits, so that it is always whole.
+
+    Raises VerifierError with the whole log where the kernel wrote one, else KernelError.
+    """
+    if not log_level:
+        try:
+            return bpf.prog_load(fields)
+        except KernelError as error:
+            first = error
+    else:
+        first = None
+    size = log_size
+    while True:
+        log = bytearray(size)
+        try:
+            fd = bpf.prog_load({**fields, "log_level": log_level or 1}, log)
+        except KernelError as error:
+            # ENOSPC: the log did not fit (up to 6.3 this hides the verdict, and from 6.4 on the
+            # log rotates instead: kernel commit 1216640938035). Memory for the log itself may
+            # lack too: then the first errno is the honest answer.
+            if error.errno == bpf.ENOSPC and size < bpf.LOG_LIMIT:
+                size = min(4 * size, bpf.LOG_LIMIT)
+                continue
+            _refused(first or error, log)
+        if log_out is not None:
+            log_out.append(cstr(log))
+        return fd
+
+
+def _refused(error: KernelError, log: bytearray) -> NoReturn:
+    """Raise the error of a refused program; with a log it is the verifier's."""
+    text = cstr(log)
+    if not text.strip():
+        raise error
+    from pybpf.kernel.verifier_log import summarize
+    from pybpf.sys.syscalls import errno_name
+
+    summary = summarize(text)
+    raise VerifierError(
+        f"The kernel refused the program with {errno_name(error.errno)}: {summary}",
+        errno=error.errno,
+        log=text,
+        summary=summary,
+        hint=error.hint,
+    ).at(**error.where)
+
+
+class RunResult:
+    """What BPF_PROG_RUN gave: retval (unsigned 32 bits), duration (ns a run), data, ctx."""
+
+    __slots__ = ("ctx", "data", "duration", "retval")
+
+    def __init__(self, retval: int, duration: int, data: bytes, ctx: bytes) -> None:
+        self.retval = retval
+        self.duration = duration
+        self.data = data
+        self.ctx = ctx
+
+    def __repr__(self) -> str:
+        return f"RunResult(retval={self.retval}, duration={self.duration})"
+
+
+class Program(KernelObject):
+    """A loaded program."""
+
+    __slots__ = ()
+    KIND = "program"
+    INFO = layouts.INFO_PROG
+    INFO_SIZE = layouts.SIZE_INFO_PROG
+    GET_FD = abi.BPF_PROG_GET_FD_BY_ID
+
+    @property
+    def type(self) -> int:
+        """BPF_PROG_TYPE_… number."""
+        return bpf.get(self._raw_info(), self.INFO, "type")
+
+    @property
+    def tag(self) -> str:
+        """The kernel's tag: the first 8 bytes of a hash of the instructions, in hex. It leaves
+        out map fds, so the same object has the same tag wherever it is loaded."""
+        start, size = self.INFO["tag"]
+        return self._raw_info()[start : start + size].hex()
+
+    def info(self) -> dict[str, Any]:
+        """struct bpf_prog_info (4.13) without the pointers; ``tag`` in hex, ``name`` as text."""
+        info = self._raw_info()
+        out: dict[str, Any] = {}
+        for field, (start, size) in self.INFO.items():
+            if field in _POINTERS:
+                continue
+            if field == "tag":
+                out[field] = bytes(info[start : start + size]).hex()
+            elif field == "name":
+                out[field] = cstr(bytes(info[start : start + size]))
+            else:
+                out[field] = bpf.get(info, self.INFO, field)
+        # A bit-field behind ifindex (struct bpf_prog_info: __u32 gpl_compatible:1).
+        out["gpl_compatible"] = bool(info[self.INFO["ifindex"][0] + 4] & 1)
+        return out
+
+    def map_ids(self) -> list[int]:
+        """Ids of the maps that the program uses (4.15)."""
+        count = bpf.get(self._raw_info(), self.INFO, "nr_map_ids")
+        if not count:
+            return []
+        ids = bytearray(4 * count)
+        held = Pointer(ids)
+        self._raw_info({"nr_map_ids": count, "map_ids": held.address})
+        return list(struct.unpack(f"={count}I", ids))
+
+    def xlated(self) -> bytes:
+        """The instructions after verification, as the kernel rewrote them (4.13; empty where
+        bpf_syscall hides them: no CAP_PERFMON, or kernel.kptr_restrict)."""
+        size = bpf.get(self._raw_info(), self.INFO, "xlated_prog_len")
+        if not size:
+            return b""
+        out = bytearray(size)
+        held = Pointer(out)
+        info = self._raw_info({"xlated_prog_len": size, "xlated_prog_insns": held.address})
+        return bytes(out[: bpf.get(info, self.INFO, "xlated_prog_len")])
+
+    def stats(self) -> tuple[int, int, int]:
+        """(runs, nanoseconds, recursion misses), counted while statistics are on (5.1; turn them
+        on with ``pybpf.sys.bpf.enable_stats``)."""
+        info = self._raw_info()
+        runs, time, missed = (
+            bpf.get(info, self.INFO, field)
+            for field in ("run_cnt", "run_time_ns", "recursion_misses")
+        )
+        return runs, time, missed
+
+    def test_run(
+        self,
+        data: Buffer | None = None,
+        *,
+        ctx: Buffer | None = None,
+        data_size: int = 0,
+        ctx_size: int = 0,
+        repeat: int = 1,
+        flags: int = 0,
+        cpu: int = 0,
+    ) -> RunResult:
+        """BPF_PROG_RUN (4.12; types differ, KernelError ENOTSUPP where there is none).
+
+        data_size: room for what the program may have made of ``data`` (0: len(data) + 256).
+        A BPF_PROG_TYPE_SYSCALL program (5.14) takes only ``ctx``, which it may change:
+        the result's ctx.
+        """
+        out = bytearray(data_size or len(data) + 256) if data is not None else None
+        room = bytearray(ctx_size) if ctx_size else None
+        plain = data is None and ctx is not None and not ctx_size
+        given = bytearray(ctx) if plain and ctx is not None else ctx
+        try:
+            retval, duration, got, got_ctx = bpf.prog_run(
+                self.fileno(), data_in=data, data_out=out, ctx_in=given, ctx_out=room,
+                repeat=0 if plain else repeat, flags=flags, cpu=cpu,
+            )  # fmt: skip
+        except KernelError as error:
+            raise error.at(program=self._name)  # noqa: B904
+        changed = bytes(given) if plain and given is not None else bytes((room or b"")[:got_ctx])
+        return RunResult(retval, duration, bytes((out or b"")[:got]), changed)
+
+    def bind_map(self, map_fd: int) -> None:
+        """Keep a map alive as long as the program (5.10)."""
+        bpf.prog_bind_map(self.fileno(), map_fd)

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The live result of a Plan: its maps, programs, links and variables, closed in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pybpf.errors import UsageError
+from pybpf.kernel import layout as _layout
+from pybpf.kernel.link import Link
+from pybpf.kernel.map import Map
+from pybpf.kernel.program import Program
+from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterable, Iterator
+    from typing import Any, Literal, Self
+
+    from pybpf.kernel.object import KernelObject
+    from pybpf.plan.ops import Plan
+    from pybpf.plan.run import Executor
+
+__all__ = ["Object", "Variables"]
+
+
+class Object:
+    """Live maps, programs and links by name; made by ``pybpf.plan.run.run``.
+
+    maps, programs, links: {name: live object}. A name whose operation did not run (a condition
+    of the Plan) is not there. vars: the object's global variables. layouts: {type name: layout}.
+    choices: which alternative each Choose of the Plan took. logs: verifier logs asked for.
+
+    close() closes links first, in the reverse order of their making, then programs, maps and BTF;
+    closing a link detaches its program unless the link is pinned. Leaving a ``with`` block
+    closes; an Object that is collected closes too.
+    """
+
+    __slots__ = (
+        "_executor", "_others", "choices", "layouts", "links", "logs", "maps", "name", "notes",
+        "plan", "programs", "vars",
+    )  # fmt: skip
+
+    def __init__(self, plan: Plan, executor: Executor) -> None:
+        self._executor: Executor | None = executor
+        self.plan = plan
+        self.name = plan.name
+        self.maps: dict[str, Map] = {}
+        self.programs: dict[str, Program] = {}
+        self.links: dict[str, Link] = {}
+        self.layouts = plan.layouts
+        self.choices = executor.choices
+        self.logs = executor.logs
+        self.notes = executor.notes
+        owned = set()
+        for name, (slot, key, value) in plan.maps.items():
+            if executor.slots[slot] >= 0:
+                self.maps[name] = Map(
+                    executor.slots[slot], name, key_layout=key, value_layout=value
+                )
+                owned.add(slot)
+        for name, slot in plan.programs.items():
+            if executor.slots[slot] >= 0:
+                self.programs[name] = Program(executor.slots[slot], name)
+                owned.add(slot)
+        # BTF objects and templates of inner maps: nobody asks for them by name.
+        self._others = [
+            entry[1]
+            for entry in executor.journal
+            if entry[0] == "fd" and isinstance(entry[1], int) and entry[1] not in owned
+        ]
+        self.vars = Variables(self)
+        # From here on this object owns the fds; pins that were made stay.
+        executor.journal.clear()
+
+    # --- attaching ----------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        return self._executor is not None and bool(self._executor.journal)
+
+    def attach(self) -> Self:
+        """Run the Plan's attach operations: all succeed, or all are undone and the error raised."""
+        executor = self._alive()
+        if self.attached:
+            raise UsageError("the object is attached already", object=self.name)
+        try:
+            executor.execute(self.plan.attach)
+        except BaseException as error:
+            executor.undo(0, error)
+            raise
+        for name, slot in self.plan.links.items():
+            if executor.slots[slot] >= 0:
+                self.links[name] = Link(executor.slots[slot], name)
+        return self
+
+    def detach(self) -> None:
+        """Undo ``attach``, last link first: links are closed, pins it made are removed."""
+        executor = self._alive()
+        for link in self.links.values():
+            # The journal closes the fds, each in its place.
+            link.fd = -1
+        self.links.clear()
+        executor.undo(0)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._executor is None
+
+    def _alive(self) -> Executor:
+        if self._executor is None:
+            raise UsageError("the object is closed", object=self.name)
+        return self._executor
+
+    def close(self) -> None:
+        """Close links (last made first), programs, maps, BTF. Pins stay; so does what they hold."""
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        self.vars.unmap()
+        fds = []
+        for entry in reversed(executor.journal):
+            if entry[0] == "fd" and isinstance(entry[1], int):
+                fds.append(executor.slots[entry[1]])
+            elif entry[0] == "close" and isinstance(entry[1], int):
+                fds.append(entry[1])
+            elif entry[0] == "attached":
+                executor._undo_one(entry)
+        for link in self.links.values():
+            link.fd = -1
+        live: list[KernelObject] = [*reversed(self.programs.values())]
+        live += reversed(self.maps.values())
+        for thing in live:
+            if not thing.closed:
+                fds.append(thing.fd)
+                thing.fd = -1
+        fds += [executor.slots[slot] for slot in reversed(self._others)]
+        for fd in fds:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_executor", None) is not None:
+            self.close()
+
+    # --- handing over -------------------------------------------------------------------------
+
+    def inherit(
+        self, *, links: bool = True, maps: Iterable[str] = (), programs: Iterable[str] = ()
+    ) -> dict[str, dict[str, int]]:
+        """Further fds that stay open across exec: {"links": {name: fd}, "maps": …, "programs": …}.
+
+        They belong to the caller, who closes them if the exec fails; this object goes on as it is.
+        The successor opens them with ``Link.from_fd`` and so on, and checks what they are.
+        """
+        made: dict[str, dict[str, int]] = {"links": {}, "maps": {}, "programs": {}}
+        try:
+            if links:
+                for name, link in self.links.items():
+                    made["links"][name] = link.dup(inheritable=True)
+            for name in maps:
+                made["maps"][name] = _named(self.maps, name, "map").dup(inheritable=True)
+            for name in programs:
+                program = _named(self.programs, name, "program")
+                made["programs"][name] = program.dup(inheritable=True)
+        except BaseException:
+            for part in made.values():
+                for fd in part.values():
+                    os.close(fd)
+            raise
+        return made
+
+    def detach_fds(self) -> dict[str, dict[str, int]]:
+        """Give all fds to the caller, {"links": {name: fd}, "maps": …, "programs": …}, and close
+        this object without closing them (close-on-exec stays set; BTF fds are closed)."""
+        executor = self._alive()
+        self.vars.unmap()
+        out = {
+            "links": {name: link.detach_fd() for name, link in self.links.items()},
+            "maps": {name: m.detach_fd() for name, m in self.maps.items()},
+            "programs": {name: p.detach_fd() for name, p in self.programs.items()},
+        }
+        named = {self.plan.links[name] for name in out["links"]}
+        executor.journal = [
+            entry for entry in executor.journal if entry[0] != "fd" or entry[1] not in named
+        ]
+        self.links.clear()
+        self.close()
+        return out
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "attached" if self.attached else "loaded"
+        return (
+            f"<Object {self.name} {state}: {len(self.maps)} maps, {len(self.programs)} programs, "
+            f"{len(self.links)} links>"
+        )
+
+
+def _named(things: dict[str, Any], name: str, what: str) -> Any:
+    if name not in things:
+        raise UsageError(f"there is no {what} {name!r}; there are: {', '.join(things)}")
+    return things[name]
+
+
+class Variables:
+    """Global variables of a live object by name: ``obj.vars["armed"] = 1``.
+
+    Values are Python values by the variable's layout, bytes where it has none. Where the map can
+    be mapped into memory (5.5 and BPF_F_MMAPABLE) a variable of 1, 2, 4 or 8 bytes at an aligned
+    place is written with a single store, which a program sees whole or not at all. Elsewhere the
+    map's whole value is read, changed and written back: not atomic towards programs.
+
+    ``unmap()`` gives the mappings back; the next access maps again.
+    """
+
+    __slots__ = ("_object", "_views")
+
+    def __init__(self, owner: Object) -> None:
+        self._object = owner
+        self._views: dict[str, tuple[mmap.mmap, bool]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._object.plan.variables
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._object.plan.variables)
+
+    def __len__(self) -> int:
+        return len(self._object.plan.variables)
+
+    def keys(self) -> Iterator[str]:
+        return iter(self)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        for name in self:
+            if self._object.plan.variables[name][0] in self._object.maps:
+                yield name, self[name]
+
+    def _place(self, name: str) -> tuple[Map, str, int, int, Any]:
+        variables = self._object.plan.variables
+        if name not in variables:
+            raise UsageError(
+                f"there is no variable {name!r}; there are: {', '.join(variables)}",
+                object=self._object.name,
+            )
+        map_name, offset, size, layout = variables[name]
+        if map_name not in self._object.maps:
+            raise UsageError(f"the map {map_name} of variable {name} was not made or is closed")
+        return self._object.maps[map_name], map_name, offset, size, layout
+
+    def _view(self, found: Map, name: str) -> mmap.mmap | None:
+        """The mapping of a data map, None where it cannot be mapped."""
+        found.fileno()
+        if name not in self._views:
+            if not found.flags & abi.BPF_F_MMAPABLE:
+                return None
+            writable = not found.flags & abi.BPF_F_RDONLY_PROG
+            self._views[name] = found.mmap(writable=writable), writable
+        return self._views[name][0]
+
+    def __getitem__(self, name: str) -> Any:
+        found, map_name, offset, size, layout = self._place(name)
+        view = self._view(found, map_name)
+        if view is not None:
+            data = _load(view, offset, size)
+        else:
+            data = _raw(found).lookup(bytes(found.key_size))[offset : offset + size]
+        return data if layout is None else _layout.decode(layout, data, 0, sys.byteorder)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        found, map_name, offset, size, layout = self._place(name)
+        data = _encode(name, value, size, layout)
+        if found.flags & abi.BPF_F_RDONLY_PROG:
+            raise UsageError(
+                f"variable {name!r} is in {map_name}, which is read-only once it is loaded; "
+                "set it in the spec before loading",
+                object=self._object.name,
+            )
+        view = self._view(found, map_name)
+        if view is not None:
+            _store(view, offset, data)
+            return
+        raw = _raw(found)
+        key = bytes(found.key_size)
+        whole = bytearray(raw.lookup(key))
+        whole[offset : offset + size] = data
+        raw.update(key, whole)
+
+    def unmap(self) -> None:
+        """Take the data maps out of this process' memory (design: once a guard is filled, what is
+        mapped could be found through /proc/PID/mem)."""
+        while self._views:
+            _, (view, _writable) = self._views.popitem()
+            view.close()
+
+
+def _encode(name: str, value: Any, size: int, layout: Any) -> bytes:
+    try:
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            data = bytes(value)
+        elif layout is not None:
+            data = _layout.encode(layout, value, sys.byteorder)
+        elif isinstance(value, int) and size in (1, 2, 4, 8):
+            data = value.to_bytes(size, sys.byteorder, signed=value < 0)
+        else:
+            raise UsageError(f"bytes are needed, not {type(value).__name__}")
+    except OverflowError:
+        raise UsageError(f"{value} does not fit into {size} bytes", variable=name) from None
+    except UsageError as error:
+        raise error.at(variable=name)  # noqa: B904
+    if len(data) != size:
+        raise UsageError(f"{len(data)} bytes given where {size} are needed", variable=name)
+    return data
+
+
+def _raw(found: Map) -> Map:
+    """A view of the same fd without layouts; its fd is taken away from it after use."""
+    view = _Borrowed(found.fd, found.name)
+    view._set_shape(found.type, found.key_size, found.value_size, found.max_entries, found.flags)
+    return view
+
+
+class _Borrowed(Map):
+    """A Map that does not own its fd."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        self.fd = -1
+
+
+_CASTS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+def _load(view: mmap.mmap, offset: int, size: int) -> bytes:
+    if size in _CASTS and offset % size == 0:
+        with memoryview(view) as whole, whole.cast(_CASTS[size]) as words:
+            return int(words[offset // size]).to_bytes(size, sys.byteorder)
+    return view[offset : offset + size]
+
+
+def _store(view: mmap.mmap, offset: int, data: bytes) -> None:
+    """Store bytes; sizes 1, 2, 4, 8 at an aligned offset by one machine store (the item
+    assignment of a cast memoryview copies a C integer of that size)."""
+    size = len(data)
+    if size in _CASTS and offset % size == 0:
+        with memoryview(view) as whole, whole.cast(_CASTS[size]) as words:
+            words[offset // size] = int.from_bytes(data, sys.byteorder)
+        return
+    view[offset : offset + size] = data
