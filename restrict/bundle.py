@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The policy's Plan from its object: settings applied, alternatives compiled, frozen to a file.
+
+Runs where images are built; it needs pyelftools and construct, the guest does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restrict import abi
+from restrict.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pybpf.plan.ops import Plan
+    from pybpf.spec import ObjectSpec
+
+__all__ = ["OBJECT", "build", "spec", "write"]
+
+OBJECT = Path(__file__).resolve().parent.parent / "bpf/objects/fsaccess.bpf.o"
+_STATUS = ("fsaccess_status",)
+_FILESYSTEMS_MOST = 8
+
+
+def magics(filesystems: Sequence[str]) -> list[int]:
+    """Superblock magics of filesystem names; ConfigError for one that cannot be trusted."""
+    found = []
+    for name in filesystems:
+        if name in abi.NEVER:
+            raise ConfigError(
+                f"{name} can never be trusted: its files' data is not that of one block device."
+            )
+        if name not in abi.MAGICS:
+            raise ConfigError(
+                f"{name!r} is no filesystem type known here.",
+                hint=f"There are {', '.join(abi.MAGICS)}.",
+            )
+        found.append(abi.MAGICS[name])
+    if not 0 < len(found) <= _FILESYSTEMS_MOST:
+        raise ConfigError(f"1 to {_FILESYSTEMS_MOST} filesystem types can be listed.")
+    return found
+
+
+def spec(
+    source: str | Path | bytes = OBJECT,
+    *,
+    filesystems: Sequence[str] = ("erofs", "squashfs"),
+    deny_ptrace: bool = False,
+) -> ObjectSpec:
+    """The object's spec with the settings in its .rodata and the status iterator loaded."""
+    from pybpf import elf
+
+    found = elf.read(source)
+    numbers = magics(filesystems)
+    numbers += [0] * (_FILESYSTEMS_MOST - len(numbers))
+    found = set_variable(
+        found, "filesystem_magics", b"".join(n.to_bytes(4, "little") for n in numbers)
+    )
+    found = set_variable(found, "deny_ptrace", int(deny_ptrace).to_bytes(4, "little"))
+    for name in _STATUS:
+        if name in found.programs:
+            found = found.with_program(name, autoload=True, autoattach=False)
+    return found
+
+
+def set_variable(found: ObjectSpec, name: str, value: bytes) -> ObjectSpec:
+    """A copy whose global variable ``name`` starts as ``value``."""
+    if name not in found.variables:
+        raise ConfigError(f"the object has no variable {name!r}; it is of another policy.")
+    place = found.variables[name]
+    if len(value) != place.size:
+        raise ConfigError(f"the variable {name!r} has {place.size} bytes, not {len(value)}.")
+    data = bytearray(found.maps[place.map].data or b"")
+    data[place.offset : place.offset + place.size] = value
+    return found.with_map(place.map, data=bytes(data))
+
+
+def build(
+    source: str | Path | bytes = OBJECT,
+    *,
+    filesystems: Sequence[str] = ("erofs", "squashfs"),
+    deny_ptrace: bool = False,
+) -> Plan:
+    """The policy's Plan, relocated by the kernel that runs it: one for all kernels."""
+    from pybpf.compiler import compile as compile_plan
+
+    return compile_plan(
+        spec(source, filesystems=filesystems, deny_ptrace=deny_ptrace), relocate="kernel"
+    )
+
+
+def write(plan: Plan, path: str | os.PathLike[str]) -> int:
+    """Freeze the Plan into a file, replacing it at once; returns the number of bytes."""
+    from pybpf.plan.frozen import to_bytes
+
+    data = to_bytes(plan)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.new")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+    return len(data)

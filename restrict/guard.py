@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The globals of fsaccess: the guard's ids, the switch, the trust window.
+
+They are the .bss map of the object. It is mapped into memory only for the moment of a store and
+unmapped at once: what stays mapped can be found and written through /proc/PID/mem.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+
+from restrict.errors import RestrictError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+__all__ = ["GLOBALS", "Globals", "offsets_of", "start_ticks"]
+
+# name → size of one element; arrays are told by the Plan's size of the variable.
+GLOBALS = {
+    "armed": 4,
+    "audit": 4,
+    "initramfs_dev": 4,
+    "owner_tgid": 4,
+    "owner_start_ticks": 8,
+    "guard_map_ids": 4,
+    "guard_program_ids": 4,
+    "guard_link_ids": 4,
+}
+_SCALARS = ("armed", "audit", "initramfs_dev", "owner_tgid", "owner_start_ticks")
+
+
+def offsets_of(variables: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[int, int]]:
+    """{name: (offset, size)} of the globals in .bss, from a Plan's ``variables``."""
+    found = {}
+    for name, width in GLOBALS.items():
+        if name not in variables:
+            raise RestrictError(f"the plan has no variable {name!r}; it is of another policy.")
+        where, offset, size = variables[name][:3]
+        if not isinstance(offset, int) or not isinstance(size, int) or where != ".bss":
+            raise RestrictError(f"the variable {name!r} of the plan is not in .bss.")
+        found[name] = (offset, size)
+        check_place(name, offset, size, width)
+    return found
+
+
+def check_place(name: str, offset: int, size: int, width: int) -> None:
+    """Refuse a place that one aligned store of ``width`` bytes cannot reach."""
+    whole = size == width if name in _SCALARS else size > 0 and size % width == 0
+    if not whole or offset < 0 or offset % width:
+        raise RestrictError(
+            f"the variable {name!r} has {size} bytes at {offset}, not elements of {width}."
+        )
+
+
+def start_ticks(pid: int | str = "self") -> int:
+    """When a process started, in clock ticks since boot: field 22 of /proc/PID/stat.
+
+    It does not change across exec, and tells a process from a later one of the same number.
+    """
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    # The second field is the program's name in parentheses and may hold anything.
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+class Globals:
+    """The .bss map in memory, inside a ``with`` block only."""
+
+    __slots__ = ("_fd", "_memory", "_places", "_size")
+
+    def __init__(self, fd: int, size: int, places: Mapping[str, tuple[int, int]]) -> None:
+        for name, (offset, length) in places.items():
+            if offset + length > size:
+                raise RestrictError(f"the variable {name!r} lies beyond the map's {size} bytes.")
+        self._fd = fd
+        self._size = size
+        self._places = places
+        self._memory: mmap.mmap | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._memory = mmap.mmap(
+                self._fd, self._size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        except OSError as e:
+            raise RestrictError(
+                f"the map of the globals cannot be mapped: {os.strerror(e.errno or 0)}.",
+                map=".bss",
+            ) from None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _mapped(self) -> mmap.mmap:
+        assert self._memory is not None, "used outside of its with block"
+        return self._memory
+
+    def get(self, name: str) -> int:
+        """A scalar."""
+        offset, size = self._places[name]
+        return int(struct.unpack_from("=I" if size == 4 else "=Q", self._mapped(), offset)[0])
+
+    def ids(self, name: str) -> list[int]:
+        """The used entries of an array of ids."""
+        offset, size = self._places[name]
+        return [n for n in struct.unpack_from(f"={size // 4}I", self._mapped(), offset) if n]
+
+    def set(self, name: str, value: int) -> None:
+        """Store a scalar by one aligned store, so that programs see the old or the new value."""
+        offset, size = self._places[name]
+        kind = ctypes.c_uint32 if size == 4 else ctypes.c_uint64
+        cell = kind.from_buffer(self._mapped(), offset)
+        cell.value = value
+        del cell  # a mapping with live views cannot be unmapped
+
+    def set_ids(self, name: str, ids: list[int]) -> None:
+        """Fill an array of ids; unused entries become 0. Refuses more than fit."""
+        offset, size = self._places[name]
+        room = size // 4
+        if len(ids) > room:
+            raise RestrictError(f"{name} has room for {room} ids, {len(ids)} are needed.")
+        for i, ident in enumerate([*ids, *[0] * (room - len(ids))]):
+            cell = ctypes.c_uint32.from_buffer(self._mapped(), offset + 4 * i)
+            cell.value = ident
+            del cell

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Early boot: what PID 1 does in an initramfs, from the first mount to the real init.
+
+    mounts → modules → configuration's files → certificates → check → enable with the initramfs
+    trusted → signed root by the device mapper → mount → trust window closed → switch root → exec
+
+Everything is read and imported before the initramfs goes. A failure before the policy is armed
+undoes the policy; after it, enforcement stays on while the process lives. Either is said on the
+console and in the kernel's log, and then ``on_failure`` decides.
+
+``resume`` is the successor's side, for an init that is another run of this program on the
+verified root.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight
+from restrict.devmapper import DeviceMapper
+from restrict.errors import ConfigError, KernelError, RestrictError, describe
+from restrict.kmsg import Console
+from restrict.modules import insmod
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from restrict.config import InitConfig
+    from restrict.fsaccess import Policy
+
+__all__ = ["boot", "main", "mount_basics", "resume"]
+
+_NEW_ROOT = "/sysroot"
+_NOSUID_NODEV_NOEXEC = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+_BASICS = (
+    ("proc", "/proc", _NOSUID_NODEV_NOEXEC, ""),
+    ("sysfs", "/sys", _NOSUID_NODEV_NOEXEC, ""),
+    ("devtmpfs", "/dev", mounts.MS_NOSUID, "mode=0755"),
+    ("tmpfs", "/run", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=0755"),
+    ("securityfs", "/sys/kernel/security", _NOSUID_NODEV_NOEXEC, ""),
+    ("bpf", "/sys/fs/bpf", _NOSUID_NODEV_NOEXEC, "mode=0711"),
+)
+# reboot(2): LINUX_REBOOT_MAGIC1, MAGIC2 and two of its commands.
+_REBOOT = {"reboot": 0x01234567, "poweroff": 0x4321FEDC}
+
+
+def mount_basics() -> None:
+    """Mount proc, sys, dev, run, securityfs and bpffs where they are not mounted yet."""
+    for fstype, target, flags, data in _BASICS:
+        mounts.ensure(fstype, target, flags, data)
+
+
+def _read_bytes(path: str, what: str, most: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as e:
+        raise ConfigError(f"the {what} cannot be read: {e.strerror}.", file=path) from None
+    if not data or len(data) > most:
+        raise ConfigError(f"the {what} has {len(data)} bytes; 1 to {most} are possible.", file=path)
+    return data
+
+
+def _wait_for(paths: list[str], seconds: int) -> None:
+    """Wait until devtmpfs shows the block devices."""
+    deadline = time.monotonic() + seconds
+    while True:
+        missing = [path for path in paths if not os.path.exists(path)]
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            raise RestrictError(
+                f"no device {', '.join(missing)} after {seconds} s.",
+                hint="List the modules of its driver and bus in the configuration.",
+            )
+        time.sleep(0.02)
+
+
+def _certificates(found: list[tuple[str, bytes]]) -> str:
+    """Fill and restrict the .dm-verity keyring; says what was done."""
+    ring = keyring.find_keyring()
+    if ring is None:
+        # Before 7.0 the kernel itself must have the certificate (.platform from UEFI's db,
+        # .secondary_trusted_keys, built in); a bad signature then fails at the table load.
+        return f"no keyring {keyring.DM_VERITY}: relying on the kernel's own keyrings"
+    for path, der in found:
+        keyring.add_certificate(der, ring.serial, source=path)
+    if found:
+        keyring.restrict_keyring(ring.serial)
+        return f"{len(found)} certificates in {keyring.DM_VERITY}, which is restricted now"
+    return f"{keyring.DM_VERITY} left as it is"
+
+
+def _activate(settings: InitConfig, signature: bytes) -> str:
+    """The signed root as a mapped device; the path of its node."""
+    key = keyring.add_user_key(config.SIGNATURE_KEY, signature)
+    try:
+        with DeviceMapper() as mapper:
+            return mapper.activate(settings.name, settings.verity).path
+    finally:
+        keyring.unlink(key)  # the kernel has verified it by now; nothing needs it again
+
+
+def _deactivate(settings: InitConfig) -> None:
+    with DeviceMapper() as mapper:
+        mapper.remove(settings.name)
+
+
+class _State:
+    """How far the boot came, for the message of a failure."""
+
+    def __init__(self) -> None:
+        self.step = "start"
+        self.policy: Policy | None = None
+
+
+def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoReturn:
+    """Do everything after the basic mounts; ends in exec of ``settings.init``.
+
+    Raises what the failing step raised; ``state.policy`` tells whether enforcement is on.
+    """
+    started = time.monotonic()
+
+    def step(name: str) -> None:
+        state.step = name
+
+    step("modules")
+    for path, parameters in settings.modules:
+        insmod(path, parameters)
+    # Files of the initramfs are read now: a mistake in them is found before anything is armed.
+    step("files")
+    plan = fsaccess.load_plan(settings.plan)
+    signature = _read_bytes(settings.signature, "signature", 32767)
+    certificates = [(c, _read_bytes(c, "certificate", 65536)) for c in settings.certificates]
+    step("devices")
+    _wait_for([settings.verity.data, settings.verity.hash], settings.wait)
+    step("keyring")
+    say(_certificates(certificates))
+    step("check")
+    preflight.require()
+    trusted = fsaccess.initramfs_device()
+    state.policy = fsaccess.enable(
+        plan,
+        audit=settings.audit,
+        initramfs_dev=trusted,
+        status_pin=fsaccess.PIN if settings.status else None,
+        before_arm=None if settings.audit else lockout.before_arm(plan),
+        step=step,
+    )
+    policy = state.policy
+    say(
+        f"armed{' (audit: nothing is denied)' if settings.audit else ''}: {len(policy.links)} "
+        f"programs, initramfs {trusted >> 20}:{trusted & 0xFFFFF} trusted, "
+        f"{time.monotonic() - started:.3f} s"
+    )
+
+    step("root")
+    node = _activate(settings, signature)
+    try:
+        os.makedirs(_NEW_ROOT, exist_ok=True)
+        step("mount")
+        mounts.mount(node, _NEW_ROOT, settings.filesystem, mounts.MS_RDONLY, settings.options)
+        try:
+            step("new root")
+            mounts.check_new_root(_NEW_ROOT, settings.move)
+            _check_program(_NEW_ROOT, settings.init[0])
+        except BaseException:
+            mounts.unmount(_NEW_ROOT, lazy=True)
+            raise
+    except BaseException:
+        _deactivate(settings)
+        raise
+    say(f"signed root {settings.verity.root_hash[:16]}… is mounted from {node}")
+
+    # The record asks the kernel for tags; do it while nothing irreversible has happened.
+    step("hand over")
+    environment, _record = handover.hand_over(policy)
+    step("trust window")
+    policy.close_window()
+    step("switch root")
+    mounts.switch_root(_NEW_ROOT, moved=settings.move)
+    step("exec")
+    say(f"root switched, executing {settings.init[0]} after {time.monotonic() - started:.3f} s")
+    os.execve(settings.init[0], settings.init, {**os.environ, **environment})
+
+
+def _check_program(root: str, path: str) -> None:
+    """The next PID 1 must exist on the new root (links are followed inside of it by exec)."""
+    if not os.path.lexists(root + path):
+        raise RestrictError(f"the new root has no {path}.", mount=root)
+
+
+def _fail(console: Console, settings: InitConfig | None, state: _State, exc: BaseException) -> int:
+    armed = state.policy is not None
+    console.say(
+        f"FAILED at step {state.step!r} "
+        + (
+            "after enforcement was switched on; it stays on while this process lives: "
+            if armed
+            else "before enforcement was switched on; everything was undone: "
+        )
+        + describe(exc),
+        priority=4,
+    )
+    action = settings.on_failure if settings is not None else "exit"
+    if action in _REBOOT:
+        from pybpf.sys.syscalls import syscall
+
+        os.sync()
+        syscall("reboot", 0xFEE1DEAD, 672274793, _REBOOT[action], 0)
+    return 1
+
+
+def main(path: str = config.DEFAULT_PATH) -> int:
+    """``restrict init``: run the early boot as PID 1; returns only after a failure, with 1."""
+    state = _State()
+    settings: InitConfig | None = None
+    console: Console | None = None
+    try:
+        if os.getpid() != 1:
+            raise RestrictError(
+                f"`restrict init` is for PID 1; this is process {os.getpid()}.",
+                hint="Use `restrict enable` on a running system.",
+            )
+        state.step = "mounts"
+        mount_basics()
+        console = Console("restrict")
+        state.step = "configuration"
+        settings = config.read(path)
+        boot(settings, console.say, state)
+    except BaseException as e:  # PID 1 says what happened whatever it was, then gives up
+        if console is None:
+            console = Console("restrict")
+        return _fail(console, settings, state, e)
+
+
+def resume(arguments: list[str], *, plan_path: str | None = None) -> int:
+    """``restrict init --resume -- PROGRAM…``: the successor on the verified root.
+
+    Validates what was inherited, closes the trust window again, and executes PROGRAM with the
+    handles handed on. Returns 1 after a failure; what was inherited then stays in force.
+    """
+    console = Console("restrict")
+    try:
+        plan = fsaccess.load_plan(plan_path) if plan_path is not None else None
+        policy = handover.adopt(plan=plan)
+        if policy is None:
+            raise RestrictError(
+                f"nothing was handed over: {handover.VARIABLE} is not in the environment."
+            )
+        before = policy.close_window()
+        console.say(
+            f"took over {len(policy.links)} programs"
+            + (f"; initramfs {before >> 20}:{before & 0xFFFFF} was still trusted" if before else "")
+        )
+        if not arguments:
+            raise ConfigError("there is no program to execute.", hint="Add `-- PROGRAM …`.")
+        environment, record = handover.hand_over(policy)
+        try:
+            os.execve(arguments[0], arguments, {**os.environ, **environment})
+        except OSError as e:
+            handover.take_back(policy, record)
+            raise KernelError(
+                f"it cannot be executed: {e.strerror}.",
+                errno=e.errno or 0,
+                call="execve",
+                program=arguments[0],
+            ) from None
+    except BaseException as e:
+        console.say(f"resume FAILED, what was inherited stays in force: {describe(e)}", priority=4)
+        print(f"restrict: {describe(e)}", file=sys.stderr)
+        return 1
+
+

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Reads the ring buffer and hands events to whoever connects; waits for the signal to stop.
+
+Only one process may consume a ring buffer, and its fd is not given away, so `restrict events`
+connects to the reader's socket (SOCK_SEQPACKET, root only). Messages, one a packet: an event
+record as the programs wrote it; ``lost N`` (the client was too slow for N events); ``live`` (what
+came before this was history).
+
+Uses _socket and signalfd(2) directly: the modules socket and signal bring enum along.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import select
+import struct
+
+from pybpf.sys.syscalls import syscall
+from restrict import abi
+from restrict.errors import KernelError
+from restrict.events import Reader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from restrict.events import Event
+
+__all__ = ["SOCKET", "Server", "connect", "wait_signals"]
+
+SOCKET = "/run/restrict/events"
+_HISTORY = 1024
+_CLIENTS = 32
+_SIGNALS = (1, 2, 15)  # SIGHUP, SIGINT, SIGTERM
+_SIG_BLOCK = 0
+_SFD_CLOEXEC = os.O_CLOEXEC
+
+
+class _Client:
+    __slots__ = ("lost", "socket")
+
+    def __init__(self, socket: _socket.socket) -> None:
+        self.socket = socket
+        self.lost = 0
+
+    def send(self, data: bytes) -> bool:
+        """False if the client is gone; a full buffer counts a lost event instead."""
+        try:
+            if self.lost:
+                self.socket.send(f"lost {self.lost}".encode())
+                self.lost = 0
+            self.socket.send(data)
+        except BlockingIOError:
+            self.lost += 1
+        except OSError:
+            return False
+        return True
+
+
+class Server:
+    """The reader of one ring buffer, and its clients. A context manager."""
+
+    def __init__(self, events_fd: int, path: str | None = SOCKET) -> None:
+        self._path = path
+        self._clients: dict[int, _Client] = {}
+        self._history: list[bytes] = []
+        self._listener: _socket.socket | None = None
+        self._reader = Reader(events_fd)
+        self._poll = select.poll()
+        try:
+            self._poll.register(self._reader.fileno(), select.POLLIN)
+            if path is not None:
+                self._listen(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _listen(self, path: str) -> None:
+        try:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            if os.path.lexists(path):
+                os.unlink(path)  # of a reader that is gone: a live one holds the ring buffer
+            listener = _socket.socket(
+                _socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
+            )
+            self._listener = listener
+            old = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(old)
+            listener.listen(8)
+            listener.setblocking(False)
+        except OSError as e:
+            raise KernelError(
+                f"events cannot be offered: {os.strerror(e.errno or 0)}.",
+                errno=e.errno or 0,
+                call="bind",
+                path=path,
+            ) from None
+        self._poll.register(listener.fileno(), select.POLLIN)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.socket.close()
+        self._clients.clear()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            try:
+                os.unlink(self._path or "")
+            except OSError:
+                pass
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return
+        client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+        os.set_inheritable(fd, False)
+        raw = client.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        uid = struct.unpack("=iII", raw)[1]
+        if uid != 0 or len(self._clients) >= _CLIENTS:
+            client.close()
+            return
+        client.setblocking(False)
+        held = _Client(client)
+        for record in self._history:
+            held.send(record)
+        if not held.send(b"live"):
+            client.close()
+            return
+        self._clients[fd] = held
+        self._poll.register(fd, 0)  # POLLHUP and POLLERR are reported unasked
+
+    def _drop(self, fd: int) -> None:
+        client = self._clients.pop(fd, None)
+        if client is not None:
+            self._poll.unregister(fd)
+            client.socket.close()
+
+    def _publish(self, data: bytes) -> None:
+        self._history.append(data)
+        if len(self._history) > _HISTORY:
+            del self._history[: _HISTORY // 4]
+        for fd, client in list(self._clients.items()):
+            if not client.send(data):
+                self._drop(fd)
+
+    def run(self, stop_fd: int = -1, seen: Callable[[Event], None] | None = None) -> None:
+        """Serve until ``stop_fd`` is readable (-1: for ever)."""
+        if stop_fd >= 0:
+            self._poll.register(stop_fd, select.POLLIN)
+
+        def consume(event: Event) -> None:
+            self._publish(event.raw)
+            if seen is not None:
+                seen(event)
+
+        try:
+            while True:
+                for fd, mask in self._poll.poll():
+                    if fd == stop_fd:
+                        return
+                    if self._listener is not None and fd == self._listener.fileno():
+                        self._accept()
+                    elif fd == self._reader.fileno():
+                        self._reader.read(consume)
+                    elif mask & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
+                        self._drop(fd)
+        finally:
+            if stop_fd >= 0:
+                self._poll.unregister(stop_fd)
+
+
+def wait_signals() -> int:
+    """Block SIGHUP, SIGINT and SIGTERM for this thread; a signalfd that tells of them."""
+    mask = bytearray(8)
+    bits = 0
+    for number in _SIGNALS:
+        bits |= 1 << (number - 1)
+    struct.pack_into("=Q", mask, 0, bits)
+    syscall("rt_sigprocmask", _SIG_BLOCK, mask, None, 8)
+    return syscall("signalfd4", -1, mask, 8, _SFD_CLOEXEC)
+
+
+def connect(
+    consume: Callable[[bytes | int], bool], *, follow: bool, path: str = SOCKET
+) -> bool:
+    """Receive from a Server: calls ``consume`` with each record (bytes) or number of lost
+    events (int) until it returns False, the history is over (not ``follow``) or the reader ends.
+    False: nobody is listening.
+    """
+    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        try:
+            client.connect(path)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                return False
+            raise KernelError(
+                f"the events' reader cannot be reached: {os.strerror(e.errno or 0)}.",
+                errno=e.errno or 0,
+                call="connect",
+                path=path,
+            ) from None
+        while True:
+            data = client.recv(4096)
+            if not data:
+                return True
+            if data == b"live":
+                if not follow:
+                    return True
+            elif data[:5] == b"lost " and len(data) < abi.EVENT.size:
+                if not consume(int(data[5:])):
+                    return True
+            elif not consume(data):
+                return True
+    finally:
+        client.close()

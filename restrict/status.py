@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What is in force now, without an fd of any of the policy's maps.
+
+The owner pins an iterator program's link in bpffs; reading that file runs the program, which
+prints the policy's globals, counters and devices as text. Nobody gets a map fd by it, and nobody
+who may replace the pinned link's program (BPF_LINK_UPDATE works on iterators) gains anything:
+it is an iterator over the system's maps as such (iter/bpf_map), whose context cannot be written.
+An iterator over a map's elements would hand such a replacement a writable view of the values.
+
+The answer is only as good as the path: root can put another file there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from restrict.errors import RestrictError
+from restrict.fsaccess import PIN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from restrict.mounts import Mount
+
+__all__ = ["Status", "TrustedDevice", "parse", "read", "text"]
+
+
+class TrustedDevice:
+    """A dm-verity device that the policy knows. dev: user space's number."""
+
+    __slots__ = (
+        "algorithm", "changed", "dev", "first_seen", "mounts", "name", "root_hash", "signed",
+    )  # fmt: skip
+
+    def __init__(self, dev: int, signed: bool) -> None:
+        self.dev = dev
+        self.signed = signed
+        self.first_seen = 0
+        self.changed = 0
+        self.algorithm: str | None = None
+        self.root_hash: str | None = None
+        self.name: str | None = None
+        self.mounts: list[str] = []
+
+    @property
+    def number(self) -> str:
+        return f"{os.major(self.dev)}:{os.minor(self.dev)}"
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "device": self.number,
+            "name": self.name,
+            "signed": self.signed,
+            "algorithm": self.algorithm,
+            "root_hash": self.root_hash,
+            "first_seen": self.first_seen / 1e9,
+            "changed": self.changed / 1e9,
+            "mounts": self.mounts,
+        }
+
+
+class Status:
+    """The policy's state. initramfs_dev: user space's number, 0 when the window is closed."""
+
+    __slots__ = (
+        "armed", "audit", "counters", "devices", "guard", "initramfs_dev", "owner",
+        "owner_start_ticks", "truncated",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.audit = False
+        self.initramfs_dev = 0
+        self.owner = 0
+        self.owner_start_ticks = 0
+        self.guard: dict[str, list[int]] = {"map": [], "program": [], "link": []}
+        self.counters: dict[str, dict[str, int]] = {}
+        self.devices: list[TrustedDevice] = []
+        self.truncated = 0
+
+    @property
+    def mode(self) -> str:
+        return "audit" if self.audit else "exec"
+
+    def as_dict(self) -> dict[str, object]:
+        window = self.initramfs_dev
+        return {
+            "policy": "fsaccess",
+            "armed": self.armed,
+            "mode": self.mode,
+            "trust_window": {
+                "open": bool(window),
+                "device": f"{os.major(window)}:{os.minor(window)}" if window else None,
+            },
+            "owner": {"pid": self.owner, "start_ticks": self.owner_start_ticks},
+            "guard": {
+                "maps": self.guard["map"],
+                "programs": self.guard["program"],
+                "links": self.guard["link"],
+            },
+            "devices": [d.as_dict() for d in self.devices],
+            "devices_not_shown": self.truncated,
+            "counters": self.counters,
+        }
+
+
+def _dev(text: str) -> int:
+    major, colon, minor = text.partition(":")
+    if not colon:
+        raise ValueError(text)
+    return os.makedev(int(major), int(minor))
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    if len(words) % 2:
+        raise ValueError(" ".join(words))
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _line(status: Status, words: list[str]) -> None:
+    key = words[0]
+    if key in ("armed", "audit"):
+        setattr(status, key, words[1] == "1")
+    elif key == "initramfs_dev":
+        status.initramfs_dev = _dev(words[1])
+    elif key == "owner":
+        status.owner = int(words[1])
+        status.owner_start_ticks = int(_pairs(words[2:]).get("start_ticks", "0"))
+    elif key.startswith("guard_") and key[6:] in status.guard:
+        if words[1] != "0":
+            status.guard[key[6:]].append(int(words[1]))
+    elif key == "counter":
+        status.counters[words[1]] = {k: int(v) for k, v in _pairs(words[2:]).items()}
+    elif key == "device":
+        values = _pairs(words[2:])
+        device = TrustedDevice(_dev(words[1]), values.get("signed") == "1")
+        device.first_seen = int(values.get("first_seen", "0"))
+        device.changed = int(values.get("changed", "0"))
+        device.algorithm = values.get("algorithm")
+        device.root_hash = values.get("root_hash")
+        status.devices.append(device)
+    elif key == "truncated":
+        status.truncated = int(words[1])
+    # A line that is not known here is from a newer policy and says something further.
+
+
+def parse(text: str) -> Status:
+    """The iterator's text (bpf/fsaccess.bpf.c). Raises RestrictError for a line out of form."""
+    status = Status()
+    seen = set()
+    for line in text.splitlines():
+        words = line.split()
+        if not words:
+            continue
+        seen.add(words[0])
+        try:
+            _line(status, words)
+        except (ValueError, IndexError):
+            raise RestrictError(
+                f"the status has the line {line!r}, which cannot be read."
+            ) from None
+    if not {"armed", "owner"} <= seen:
+        raise RestrictError("the status is cut short: it says nothing of armed or owner.")
+    return status
+
+
+def _name_devices(status: Status, table: list[Mount]) -> None:
+    for device in status.devices:
+        device.mounts = [m.target for m in table if m.dev == device.dev]
+        try:
+            with open(f"/sys/dev/block/{device.number}/dm/name", encoding="utf-8") as file:
+                device.name = file.read().strip()
+        except OSError:
+            pass
+
+
+def read(path: str = PIN) -> Status | None:
+    """The state of the policy whose status is pinned at ``path``; None if nothing is."""
+    from restrict.mounts import mounts
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise RestrictError(f"the status cannot be read: {e.strerror}.", file=path) from None
+    try:
+        status = parse(text)
+    except RestrictError as e:
+        raise e.at(file=path) from None
+    _name_devices(status, mounts())
+    return status
+
+
+def text(status: Status) -> str:
+    """The report for people."""
+    window = status.initramfs_dev
+    state = "armed" if status.armed else "not armed"
+    if status.armed and status.audit:
+        state += ", audit: would-be denials are reported and allowed"
+    lines = [
+        f"fsaccess: {state}",
+        f"owner: process {status.owner}",
+        "trust window: "
+        + (f"open for initramfs {os.major(window)}:{os.minor(window)}" if window else "closed"),
+        "guard: " + "; ".join(f"{k}s {' '.join(map(str, v))}" for k, v in status.guard.items()),
+        "devices:" if status.devices else "devices: none",
+    ]
+    for device in status.devices:
+        lines.append(
+            f"  {device.number} {device.name or '?'}: "
+            f"{'signed' if device.signed else 'NOT signed'}, "
+            f"{device.algorithm or 'root hash'} {device.root_hash or 'unknown'}, "
+            + (f"mounted on {', '.join(device.mounts)}" if device.mounts else "not mounted here")
+        )
+    if status.truncated:
+        lines.append(f"  and {status.truncated} more")
+    lines.append("counters:" if status.counters else "counters: none")
+    for name, counter in status.counters.items():
+        lines.append(f"  {name}: " + ", ".join(f"{v} {k}" for k, v in counter.items()))
+    return "\n".join(lines)
