@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pybpf.errors import UsageError
+from pybpf.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from pybpf.btf.model import Btf
@@ -193,14 +193,97 @@ class ObjectSpec:
         """A copy in which map ``name`` has other fields (max_entries=…, pin_path=…)."""
         if name not in self.maps:
             raise UsageError(f"there is no map {name!r}; maps: {', '.join(self.maps)}")
-        return replace(
-            self, maps={**self.maps, name: replace(self.maps[name], **changes)}
-        )
+        changed = _changed(self.maps[name], "map", name, changes)
+        if "max_entries" in changes and changed.data is not None and changed.max_entries != 1:
+            raise UsageError("a data map has one entry, which holds all its variables", map=name)
+        return replace(self, maps={**self.maps, name: changed})
 
     def with_program(self, name: str, **changes: Any) -> ObjectSpec:
         """A copy in which program ``name`` has other fields (autoload=False, …)."""
         if name not in self.programs:
             raise UsageError(f"there is no program {name!r}; programs: {', '.join(self.programs)}")
-        return replace(
-            self, programs={**self.programs, name: replace(self.programs[name], **changes)}
+        changed = _changed(self.programs[name], "program", name, changes)
+        return replace(self, programs={**self.programs, name: changed})
+
+    def with_variables(
+        self, values: Mapping[str, object] | None = None, /, **more: object
+    ) -> ObjectSpec:
+        """A copy in which global variables have other initial values.
+
+        Values are Python values by the variable's type (int, bool, enum name, bytes, list, dict)
+        or its bytes. Raises UsageError for an unknown variable or a value that does not fit.
+        """
+        maps = dict(self.maps)
+        for name, value in {**(values or {}), **more}.items():
+            variable = self.variable(name)
+            spec = maps[variable.map]
+            data = bytearray(spec.data or b"")
+            raw = self._encode(variable, value)
+            data[variable.offset : variable.offset + variable.size] = raw
+            maps[variable.map] = replace(spec, data=bytes(data))
+        return replace(self, maps=maps)
+
+    def variable(self, name: str) -> VariableSpec:
+        """The variable of this name. Raises UsageError if there is none."""
+        if name not in self.variables:
+            known = ", ".join(self.variables) or "none (does the object have BTF?)"
+            raise UsageError(f"there is no variable {name!r}; variables: {known}")
+        return self.variables[name]
+
+    def value(self, name: str) -> Any:
+        """A variable's initial value: by its type, bytes where BTF says none."""
+        from pybpf.kernel.layout import decode
+
+        variable = self.variable(name)
+        data = self.maps[variable.map].data or b""
+        raw = data[variable.offset : variable.offset + variable.size]
+        found = self._layout(variable)
+        return raw if found is None else decode(found, raw, 0, self.byteorder)
+
+    def _layout(self, variable: VariableSpec) -> tuple[Any, ...] | None:
+        from pybpf.btf.layout import layout
+
+        if self.btf is None or not variable.type_id:
+            return None
+        try:
+            return layout(self.btf, variable.type_id)
+        except FormatError:
+            return None
+
+    def _encode(self, variable: VariableSpec, value: object) -> bytes:
+        from pybpf.kernel.layout import encode
+
+        found = self._layout(variable)
+        try:
+            if isinstance(value, (bytes, bytearray, memoryview)):
+                raw = bytes(value)
+                if found is not None and found[0] == "array" and found[1][0] == "char":
+                    raw = raw.ljust(variable.size, b"\0")
+            elif found is not None:
+                raw = encode(found, value, self.byteorder)
+            elif isinstance(value, int):
+                order: Any = self.byteorder
+                raw = value.to_bytes(variable.size, order, signed=value < 0)
+            else:
+                raise UsageError(f"bytes are needed, not {type(value).__name__}")
+        except OverflowError:
+            raise UsageError(
+                f"{value} does not fit into {variable.size} bytes", variable=variable.name
+            ) from None
+        except UsageError as exc:
+            raise exc.at(variable=variable.name) from None
+        if len(raw) != variable.size:
+            raise UsageError(
+                f"{len(raw)} bytes given where {variable.size} are needed", variable=variable.name
+            )
+        return raw
+
+
+def _changed(old: Any, what: str, name: str, changes: dict[str, Any]) -> Any:
+    unknown = [key for key in changes if key not in old.__slots__]
+    if unknown:
+        raise UsageError(
+            f"a {what} has no field {unknown[0]!r}; fields: {', '.join(old.__slots__)}",
+            **{what: name},
         )
+    return replace(old, **changes)

@@ -68,7 +68,9 @@ def _executable(section: Section) -> bool:
 
 
 def _find_functions(image: ElfImage) -> tuple[list[Symbol], dict[int, _Code]]:
-    codes = {s.number: _Code(s, image.data(s)) for s in image.sections if s.number and _executable(s)}
+    codes = {
+        s.number: _Code(s, image.data(s)) for s in image.sections if s.number and _executable(s)
+    }
     found = []
     for symbol in image.symbols:
         code = codes.get(symbol.section)

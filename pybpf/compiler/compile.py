@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""ObjectSpec + kernel → Plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pybpf.btf.consts import (
+    ENUM_KINDS,
+    KIND_FUNC_PROTO,
+    KIND_STRUCT,
+    KIND_TYPEDEF,
+    KIND_UNION,
+)
+from pybpf.btf.layout import layout
+from pybpf.btf.model import Btf
+from pybpf.compiler import attach, maps
+from pybpf.compiler.places import Places, SymbolRequest
+from pybpf.compiler.programs import ProgramCompiler
+from pybpf.compiler.target import Target
+from pybpf.elf.fixup import loadable
+from pybpf.errors import CompileError, FormatError, PybpfError, UsageError
+from pybpf.plan import ops
+from pybpf.reloc.externs import Resolved, kconfig_data, resolve
+from pybpf.spec import ExternSpec, ObjectSpec
+
+__all__ = ["compile", "compile_alternatives"]
+
+RELOCATE = ("kernel", "python")
+
+
+def compile(
+    spec: ObjectSpec,
+    kernel: Target | None = None,
+    *,
+    relocate: str = "kernel",
+    pin_root: str | None = None,
+    export: Iterable[str] = (),
+) -> ops.Plan:
+    """Turn a spec into a Plan. The same input gives the same Plan, byte for byte.
+
+    kernel: the kernel to compile for; None is the running one. relocate: "kernel" hands CO-RE
+    relocations to the kernel and has BTF ids looked up there when the Plan runs (Linux 5.17; no
+    kernel BTF is read here, so that one Plan fits every such kernel); "python" decides
+    everything here. pin_root: directory for maps pinned by name (default /sys/fs/bpf).
+    export: names of further types ("struct event") whose layout the Plan is to carry.
+    Raises CompileError, RelocationError or UsageError, with object and program.
+    """
+    places = Places()
+    compiled = _Compiled(spec, kernel, relocate, pin_root, places)
+    return compiled.plan(places, tuple(compiled.operations()), export)
+
+
+def compile_alternatives(
+    alternatives: Sequence[tuple[str, ObjectSpec]],
+    kernel: Target | None = None,
+    *,
+    label: str = "alternative",
+    relocate: str = "kernel",
+    pin_root: str | None = None,
+    export: Iterable[str] = (),
+) -> ops.Plan:
+    """A Plan that tries each (label, spec) in turn and keeps the first that loads.
+
+    The specs are variants of one object: maps and variables must be the same in all. An
+    alternative that cannot be compiled for the kernel at hand is an error, not skipped.
+    """
+    if not alternatives:
+        raise UsageError("there are no alternatives to compile.")
+    places = Places()
+    compiled = [
+        (name, _Compiled(s, kernel, relocate, pin_root, places)) for name, s in alternatives
+    ]
+    choices = tuple((name, tuple(one.operations())) for name, one in compiled)
+    plans = [one.plan(places, (), export) for _, one in compiled]
+    first = plans[0]
+    for (name, _), plan in zip(compiled[1:], plans[1:], strict=True):
+        for what in ("maps", "variables", "layouts", "programs", "attach", "links"):
+            if getattr(plan, what) != getattr(first, what):
+                raise CompileError(
+                    f"alternatives {alternatives[0][0]!r} and {name!r} differ in their {what}.",
+                    hint="Alternatives must have the same maps, variables and loaded programs.",
+                    object=first.name,
+                )
+    return ops.Plan(
+        name=first.name,
+        slots=places.slots,
+        symbols=places.symbols,
+        ops=(ops.Choose(label=label, alternatives=choices),),
+        attach=first.attach,
+        maps=first.maps,
+        programs=first.programs,
+        links=first.links,
+        variables=first.variables,
+        layouts=first.layouts,
+    )
+
+
+class _Compiled:
+    """One spec on its way into a Plan."""
+
+    def __init__(
+        self,
+        spec: ObjectSpec,
+        kernel: Target | None,
+        relocate: str,
+        pin_root: str | None,
+        places: Places,
+    ) -> None:
+        if relocate not in RELOCATE:
+            raise UsageError(f"relocate={relocate!r}; it must be one of {', '.join(RELOCATE)}.")
+        if spec.byteorder != sys.byteorder:
+            flavour = "bpfel" if sys.byteorder == "little" else "bpfeb"
+            raise CompileError(
+                f"the object is {spec.byteorder}-endian, this machine is {sys.byteorder}-endian; "
+                "it can be inspected and relocated here, but not loaded.",
+                hint=f"Compile it with -target {flavour}.",
+                object=spec.path or spec.name,
+            )
+        self.target = kernel if kernel is not None else Target.of_running()
+        self.in_python = relocate == "python"
+        self.places = places
+        self.pin_root = pin_root
+        self.spec = self._with_kconfig(spec)
+
+    def _with_kconfig(self, spec: ObjectSpec) -> ObjectSpec:
+        """Fill in the kconfig values of the kernel."""
+        if ".kconfig" not in spec.maps:
+            return spec
+        target = self.target
+        try:
+            data = kconfig_data(spec, target.config if target.has_config else None, target.version)
+        except PybpfError as exc:
+            raise exc.at(object=spec.path or spec.name) from None
+        return spec.with_map(".kconfig", data=data)
+
+    def operations(self) -> list[ops.Op]:
+        """The operations up to loaded programs."""
+        spec, places = self.spec, self.places
+        out: list[ops.Op] = []
+        btf = None
+        if spec.btf is not None:
+            btf = places.slot("btf", "")
+            out.append(ops.BtfLoad(dst=btf, data=self._btf(), optional=self._btf_optional()))
+        try:
+            out += maps.create(spec, places, btf, self.pin_root)
+            out += maps.fill(spec, places)
+        except PybpfError as exc:
+            raise exc.at(object=spec.path or spec.name) from None
+        loads, lookups = self._programs(btf)
+        if lookups:
+            out.append(self._lookup(lookups))
+        out += loads
+        out += maps.late_fill(spec, places, frozenset(self._loaded()))
+        return out
+
+    def _btf(self) -> bytes:
+        spec = self.spec
+        assert spec.btf is not None
+        hidden = [f.type_id for f in spec.functions if f.type_id and not f.global_]
+        return loadable(spec.btf, static_functions=hidden)
+
+    def _btf_optional(self) -> bool:
+        """Without CO-RE in the kernel and externs, BTF makes things legible, no more."""
+        return self.in_python and not self.spec.externs
+
+    def _loaded(self) -> list[str]:
+        return [p.name for p in self.spec.programs.values() if p.autoload]
+
+    def _programs(self, btf: int | None) -> tuple[list[ops.Op], list[SymbolRequest]]:
+        spec = self.spec
+        compiler = ProgramCompiler(
+            spec,
+            self.places,
+            self.target if self.in_python else None,
+            self._resolver() if self.in_python else None,
+            btf,
+        )
+        loads: list[ops.Op] = []
+        lookups: list[SymbolRequest] = []
+        for program in spec.programs.values():
+            if not program.autoload:
+                continue
+            try:
+                load, requests = compiler.compile(program)
+            except PybpfError as exc:
+                raise exc.at(
+                    object=spec.path or spec.name, program=program.name, section=program.section
+                ) from None
+            if program.when_module is None:
+                lookups += requests
+                loads.append(load)
+            else:
+                then: list[ops.Op] = [self._lookup(requests)] if requests else []
+                loads.append(
+                    ops.When(condition=("module", program.when_module), then=(*then, load))
+                )
+        return loads, lookups
+
+    def _resolver(self) -> Any:
+        done: dict[str, Resolved] = {}
+
+        def resolver(extern: ExternSpec) -> Resolved:
+            if extern.name not in done:
+                done[extern.name] = resolve(self.spec, extern, self.target.types())
+            return done[extern.name]
+
+        return resolver
+
+    def _lookup(self, requests: Iterable[SymbolRequest]) -> ops.Lookup:
+        return ops.Lookup(names=tuple((self.places.symbol(r), *r) for r in dict.fromkeys(requests)))
+
+    def plan(
+        self, places: Places, operations: tuple[ops.Op, ...], export: Iterable[str]
+    ) -> ops.Plan:
+        """The whole Plan around ``operations``."""
+        spec = self.spec
+        links: dict[str, int] = {}
+        attaching: list[ops.Op] = []
+        for program in spec.programs.values():
+            if not program.autoload:
+                continue
+            slot = places.slot("program", program.name)
+            op = attach.link_operation(program, slot, places.slot("link", program.name))
+            if op is None:
+                continue
+            links[program.name] = op.dst
+            if program.when_module is not None:
+                attaching.append(ops.When(condition=("module", program.when_module), then=(op,)))
+            else:
+                attaching.append(op)
+        return ops.Plan(
+            name=spec.name,
+            slots=places.slots,
+            symbols=places.symbols,
+            ops=operations,
+            attach=tuple(attaching),
+            maps={
+                m.name: (
+                    places.slot("map", m.name),
+                    _layout(spec.btf, m.key_type_id),
+                    None if m.data is not None else _layout(spec.btf, m.value_type_id),
+                )
+                for m in spec.maps.values()
+                if m.autocreate
+            },
+            programs={name: places.slot("program", name) for name in self._loaded()},
+            links=links,
+            variables={
+                v.name: (v.map, v.offset, v.size, _layout(spec.btf, v.type_id))
+                for v in spec.variables.values()
+                if spec.maps[v.map].autocreate
+            },
+            layouts={name: _named_layout(spec, name) for name in export},
+        )
+
+
+def _layout(btf: Btf | None, type_id: int) -> Any:
+    """A type's layout, or None where it has none that says more than its size."""
+    if btf is None or type_id == 0:
+        return None
+    try:
+        found = btf.skip(type_id)
+        if found.kind == KIND_FUNC_PROTO:
+            return None
+        return layout(btf, type_id)
+    except FormatError:
+        return None
+
+
+_TAGS = {
+    "struct": (KIND_STRUCT,),
+    "union": (KIND_UNION,),
+    "enum": tuple(sorted(ENUM_KINDS)),
+}
+
+
+def _named_layout(spec: ObjectSpec, name: str) -> Any:
+    """Layout of "struct x", "union x", "enum x" or a typedef's name."""
+    tag, _, rest = name.rpartition(" ")
+    if spec.btf is None:
+        raise CompileError(f"the object has no BTF that could describe {name!r}.", object=spec.name)
+    ids = spec.btf.find(rest, _TAGS.get(tag, (KIND_TYPEDEF,)))
+    if not ids or (tag and tag not in _TAGS):
+        raise CompileError(
+            f"the object's BTF has no type {name!r}.",
+            hint='Name it as in C ("struct event"), and make sure that the object uses it.',
+            object=spec.name,
+        )
+    return layout(spec.btf, ids[0])
+
+
+def without_programs(spec: ObjectSpec, *keep: str) -> ObjectSpec:
+    """A copy that loads only the named programs."""
+    return replace(
+        spec,
+        programs={n: replace(p, autoload=n in keep) for n, p in spec.programs.items()},
+    )

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The final instructions of an object for a kernel, without loading anything.
+
+Map references carry 0x4d000000 | the map's index instead of an fd, so that two listings of the
+same object compare equal.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from pybpf.compiler.core import relocated_bodies
+from pybpf.compiler.target import Target
+from pybpf.errors import PybpfError
+from pybpf.reloc.core import Outcome
+from pybpf.reloc.externs import Resolved, resolve
+from pybpf.reloc.finish import FixedBinding, finish
+from pybpf.reloc.link import Linked, link
+from pybpf.spec import ExternSpec, MapSpec, ObjectSpec, ProgramSpec
+from pybpf.sys import abi
+
+__all__ = ["MAP_MARK", "Listing", "ProgramListing", "listing", "map_max_entries"]
+
+MAP_MARK = 0x4D000000
+
+
+@dataclass
+class ProgramListing:
+    """One program: its final instructions, or why there are none.
+
+    outcomes: what CO-RE decided, by function number.
+    """
+
+    program: ProgramSpec
+    insns: bytes = b""
+    error: PybpfError | None = None
+    linked: Linked | None = None
+    outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
+
+
+@dataclass
+class Listing:
+    """An object's maps and programs, for one kernel."""
+
+    spec: ObjectSpec
+    maps: list[MapSpec]
+    programs: list[ProgramListing]
+
+    def as_json(self, path: str) -> dict[str, Any]:
+        """The object of the command contract of ``pybpf relocate --json``."""
+        errors = [p for p in self.programs if p.error is not None]
+        return {
+            "object": path,
+            "error": None,
+            "maps": [
+                {
+                    "name": m.kernel_name or m.name,
+                    "type": m.type,
+                    "key_size": m.key_size,
+                    "value_size": m.value_size,
+                    "max_entries": map_max_entries(m),
+                    "map_flags": m.flags,
+                    "map_extra": m.extra,
+                }
+                for m in self.maps
+            ],
+            "programs": [
+                {
+                    "name": p.program.name,
+                    "section": p.program.section,
+                    "prog_type": p.program.type,
+                    "expected_attach_type": p.program.expected_attach_type,
+                    "prog_flags": p.program.flags,
+                    "autoload": p.program.autoload,
+                    "error": str(p.error) if p in errors else None,
+                    "insns": p.insns.hex(),
+                }
+                for p in self.programs
+            ],
+        }
+
+
+def map_max_entries(spec: MapSpec) -> int:
+    """max_entries as the kernel will see it here: a perf event array of 0 has one a CPU."""
+    if spec.type == abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY and spec.max_entries == 0:
+        from pybpf.kernel.cpus import possible_cpus
+
+        return possible_cpus()
+    return spec.max_entries
+
+
+def listing(spec: ObjectSpec, target: Target) -> Listing:
+    """Relocate every program for ``target``. A program's failure is kept with the program."""
+    maps = list(spec.maps.values())
+    handles = {m.name: MAP_MARK | index for index, m in enumerate(maps)}
+    resolved: dict[str, Resolved] = {}
+
+    def lookup(extern: ExternSpec) -> Resolved:
+        if extern.name not in resolved:
+            resolved[extern.name] = resolve(spec, extern, target.types())
+        return resolved[extern.name]
+
+    cache: dict[int, tuple[bytes, list[Outcome]] | PybpfError] = {}
+    out = []
+    for program in spec.programs.values():
+        entry = ProgramListing(program)
+        out.append(entry)
+        try:
+            entry.linked = link(spec, program)
+            numbers = [number for number, _ in entry.linked.functions]
+            bodies, entry.outcomes = relocated_bodies(spec, numbers, target, cache)
+            entry.linked = link(spec, program, bodies)
+            binding = FixedBinding(spec, lookup, handles, target.address)
+            finish(spec, entry.linked, binding)
+            entry.insns = bytes(entry.linked.code.raw)
+        except PybpfError as exc:
+            entry.error = exc.at(
+                object=os.fspath(spec.path) if spec.path else spec.name,
+                program=program.name,
+                section=program.section,
+            )
+    return Listing(spec, maps, out)

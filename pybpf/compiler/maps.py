@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""MapSpecs → operations: create, fill, freeze."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pybpf.compiler.places import Places
+from pybpf.errors import CompileError
+from pybpf.plan import ops
+from pybpf.spec import MapSpec, ObjectSpec
+from pybpf.sys import abi
+
+__all__ = ["PIN_ROOT", "create", "fill", "late_fill"]
+
+PIN_ROOT = "/sys/fs/bpf"
+
+_NO_SIZE = frozenset(  # max_entries must be 0, or means nothing
+    (
+        abi.BPF_MAP_TYPE_SK_STORAGE,
+        abi.BPF_MAP_TYPE_INODE_STORAGE,
+        abi.BPF_MAP_TYPE_TASK_STORAGE,
+        abi.BPF_MAP_TYPE_CGRP_STORAGE,
+        abi.BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
+        abi.BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE,
+        abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY,
+        abi.BPF_MAP_TYPE_STRUCT_OPS,
+    )
+)
+
+
+def needs_size(spec: MapSpec) -> bool:
+    """Whether max_entries is 0 where the kernel wants a number (MAP_CREATE gives EINVAL)."""
+    return spec.max_entries == 0 and spec.type not in _NO_SIZE
+
+
+def create(spec: ObjectSpec, places: Places, btf: int | None, pin_root: str | None) -> list[ops.Op]:
+    """Operations that create every map that is to be created, in the order of the file."""
+    out: list[ops.Op] = []
+    for found in spec.maps.values():
+        if not found.autocreate:
+            continue
+        inner = None
+        if found.inner is not None:
+            template = found.inner
+            if needs_size(template):
+                template = replace(template, max_entries=1)
+            inner = places.slot("inner", found.name)
+            out.append(_create(template, inner, btf, None, None))
+        elif found.type in (abi.BPF_MAP_TYPE_ARRAY_OF_MAPS, abi.BPF_MAP_TYPE_HASH_OF_MAPS):
+            raise CompileError(
+                "a map of maps needs to know what its inner maps look like.",
+                hint="Define `values` in the map, or give the spec an inner MapSpec "
+                "(with_map(name, inner=…)).",
+                map=found.name,
+            )
+        out.append(_create(found, places.slot("map", found.name), btf, inner, pin_root))
+    return out
+
+
+def _create(
+    spec: MapSpec, slot: int, btf: int | None, inner: int | None, pin_root: str | None
+) -> ops.MapCreate:
+    entries = spec.max_entries
+    if spec.type == abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY and entries == 0:
+        entries = ops.NR_CPUS
+    path = spec.pin_path
+    if path is None and spec.pin:
+        path = f"{pin_root or PIN_ROOT}/{spec.name}"
+    return ops.MapCreate(
+        dst=slot,
+        name=(spec.kernel_name or spec.name)[:15],
+        type=spec.type,
+        key_size=spec.key_size,
+        value_size=spec.value_size,
+        max_entries=entries,
+        flags=spec.flags,
+        extra=spec.extra,
+        numa_node=spec.numa_node,
+        btf=btf,
+        key_type_id=spec.key_type_id,
+        value_type_id=spec.value_type_id,
+        inner=inner,
+        pin_path=path,
+    )
+
+
+def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
+    """Initial contents known before programs are loaded, and freezing what is read-only."""
+    out: list[ops.Op] = []
+    for found in spec.maps.values():
+        if not found.autocreate:
+            continue
+        slot = places.slot("map", found.name)
+        if found.type == abi.BPF_MAP_TYPE_ARENA:
+            if found.data is not None and found.data.strip(b"\0"):
+                raise CompileError(
+                    "initial values of arena variables are not supported.",
+                    hint="Set them when the program runs.",
+                    map=found.name,
+                )
+            continue
+        if found.data is not None:
+            # A new array is all zeroes: nothing to write for .bss.
+            if found.data.strip(b"\0"):
+                out.append(ops.MapFill(map=slot, entries=((bytes(4), found.data),)))
+            if found.frozen:
+                out.append(ops.MapFreeze(map=slot))
+            continue
+        entries = tuple(
+            (key, _inner_slot(spec, places, found, value) if isinstance(value, str) else value)
+            for key, value in found.initial
+            if not isinstance(value, str) or value in spec.maps
+        )
+        if entries:
+            out.append(ops.MapFill(map=slot, entries=entries))
+    return out
+
+
+def _inner_slot(spec: ObjectSpec, places: Places, outer: MapSpec, name: str) -> int:
+    if not spec.maps[name].autocreate:
+        raise CompileError(f"its element {name!r} is not created.", map=outer.name)
+    return places.slot("map", name)
+
+
+def late_fill(spec: ObjectSpec, places: Places, loaded: frozenset[str]) -> list[ops.Op]:
+    """Program arrays: their entries are programs, which must be loaded first."""
+    out: list[ops.Op] = []
+    for found in spec.maps.values():
+        if not found.autocreate or found.type != abi.BPF_MAP_TYPE_PROG_ARRAY:
+            continue
+        entries = tuple(
+            (key, places.slot("program", value))
+            for key, value in found.initial
+            if isinstance(value, str) and value in loaded
+        )
+        if entries:
+            out.append(ops.MapFill(map=places.slot("map", found.name), entries=entries))
+    return out

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""ProgramSpec → ProgLoad: linked, relocated, with its BTF.ext records and attach target."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_TYPEDEF
+from pybpf.btf.ext import pack_core_relos
+from pybpf.compiler.core import Cache, relocated_bodies
+from pybpf.compiler.places import Places, SymbolRequest
+from pybpf.compiler.target import Target
+from pybpf.elf import sections
+from pybpf.errors import CompileError, RelocationError
+from pybpf.plan import ops
+from pybpf.reloc.externs import Resolved, kernel_symbol
+from pybpf.reloc.finish import PlanBinding, finish
+from pybpf.reloc.link import Linked, link
+from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
+from pybpf.sys import abi
+
+__all__ = ["ProgramCompiler", "attach_symbol"]
+
+_KINDS = {"FUNC": KIND_FUNC, "TYPEDEF": KIND_TYPEDEF}
+
+
+def attach_symbol(program: ProgramSpec) -> tuple[str, int, str | None] | None:
+    """(name, BTF kind, module) of what a tracing or LSM program attaches to, or None.
+
+    "mod:func" names a function of one module; several-target programs name none when loaded.
+    """
+    found = sections.find(program.section)
+    if found is None or found[0].btf is None:
+        return None
+    if program.type == abi.BPF_PROG_TYPE_EXT or program.attach_to is None:
+        return None
+    prefix, kind = found[0].btf
+    module, colon, name = program.attach_to.partition(":")
+    if not colon:
+        return prefix + module, _KINDS[kind], None
+    return prefix + name, _KINDS[kind], module
+
+
+class ProgramCompiler:
+    """Compiles the programs of one spec.
+
+    target: None hands every relocation to the kernel; otherwise all are decided here, but for
+    module BTF fds and addresses, which only the running kernel has.
+    """
+
+    def __init__(
+        self,
+        spec: ObjectSpec,
+        places: Places,
+        target: Target | None,
+        resolved: Callable[[ExternSpec], Resolved] | None,
+        btf: int | None,
+    ) -> None:
+        self.spec = spec
+        self.places = places
+        self.target = target
+        self.resolved = resolved
+        self.btf = btf
+        self._cache: Cache = {}
+        self._order = "<" if spec.byteorder == "little" else ">"
+
+    def compile(self, program: ProgramSpec) -> tuple[ops.ProgLoad, list[SymbolRequest]]:
+        """(operation, kernel symbols it needs looked up). Raises CompileError, RelocationError."""
+        spec = self.spec
+        if program.type == abi.BPF_PROG_TYPE_UNSPEC:
+            near = sections.nearest(program.section)
+            raise CompileError(
+                f"its section {program.section!r} says no program type"
+                + (f" (did you mean {' or '.join(near)}?)." if near else "."),
+                hint="Name the section as documented for its type, or set type and "
+                "expected_attach_type with with_program().",
+            )
+        requests: list[SymbolRequest] = []
+
+        def symbol_of(extern: ExternSpec, module: str | None) -> int:
+            name, kind = kernel_symbol(extern)
+            request = (name, kind, module, extern.weak)
+            requests.append(request)
+            return self.places.symbol(request)
+
+        linked = link(spec, program)
+        if self.target is not None:
+            numbers = [number for number, _ in linked.functions]
+            bodies, _ = relocated_bodies(spec, numbers, self.target, self._cache)
+            linked = link(spec, program, bodies)
+            linked.core = []
+        binding = PlanBinding(
+            spec,
+            self.resolved,
+            lambda name: self.places.slot("map", name),
+            symbol_of,
+            by_index=self.target is None,
+        )
+        patches = finish(spec, linked, binding)
+        attach_id, attach_number = self._attach(program, requests)
+        records = self._records(program, linked)
+        return (
+            ops.ProgLoad(
+                dst=self.places.slot("program", program.name),
+                name=program.name[:15],
+                type=program.type,
+                expected_attach_type=program.expected_attach_type,
+                flags=program.flags,
+                license=spec.license,
+                kern_version=spec.kern_version,
+                insns=bytes(linked.code.raw),
+                patches=patches,
+                fd_array=tuple(binding.fd_array),
+                btf=self.btf,
+                func_info=records[0],
+                line_info=records[1],
+                core_relos=records[2],
+                attach_symbol=attach_number,
+                attach_btf_id=attach_id,
+                section=program.section,
+            ),
+            requests,
+        )
+
+    def _attach(
+        self, program: ProgramSpec, requests: list[SymbolRequest]
+    ) -> tuple[int, int | None]:
+        """(vmlinux BTF id, symbol number) of the attach target; (0, None) where there is none."""
+        wanted = attach_symbol(program)
+        if wanted is None:
+            return 0, None
+        name, kind, module = wanted
+        if self.target is not None:
+            found = self.target.types().find(name, kind, module)
+            if found is None:
+                where = f"BTF of module {module}" if module else "BTF of the kernel or its modules"
+                raise RelocationError(
+                    f"it attaches to {program.attach_to!r}, and there is no "
+                    f"{KIND_NAMES[kind]} {name!r} in the {where}.",
+                    hint="Check the name against `pybpf btf dump`, load the module that has it, "
+                    "or switch the program off (with_program(name, autoload=False)).",
+                )
+            resolved = found[1]
+            if resolved.module is None:
+                return resolved.id, None
+            module = resolved.module
+        request = (name, kind, module, False)
+        requests.append(request)
+        return 0, self.places.symbol(request)
+
+    def _records(self, program: ProgramSpec, linked: Linked) -> tuple[bytes, bytes, bytes]:
+        """Raw func_info, line_info and core_relos."""
+        if self.btf is None:
+            if linked.core:
+                raise CompileError("it has CO-RE relocations but the object has no BTF.")
+            return b"", b"", b""
+        order = self._order
+        func = b"".join(struct.pack(order + "II", *row) for row in linked.func_info)
+        lines = b""
+        if _covers(linked):
+            lines = b"".join(struct.pack(order + "IIII", *row) for row in linked.lines)
+        core = pack_core_relos(
+            [(8 * r.insn, r.type_id, r.access_off, r.kind) for r in linked.core],
+            self.spec.byteorder,
+        )
+        if core and not func and not lines:
+            # Linux 6.12 then ignores the relocations without a word.
+            raise CompileError(
+                "the kernel relocates only programs with func_info or line_info, and it has none.",
+                hint='Compile with clang -g, or use relocate="python".',
+            )
+        return func, lines, core
+
+
+def _covers(linked: Linked) -> bool:
+    """Whether line_info says where every function begins: the kernel wants all or nothing."""
+    starts = {row.insn for row in linked.lines}
+    return bool(linked.lines) and all(start in starts for _, start in linked.functions)

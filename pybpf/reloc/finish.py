@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The last relocation pass: references to maps, data and externs become instruction fields.
+
+What is known now is written into the instructions; what only the running kernel knows (a map's
+fd, a module's BTF fd, an address) becomes a patch that the executor of a Plan applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from pybpf.errors import RelocationError
+from pybpf.plan import ops
+from pybpf.reloc.externs import POISON_MAP, Resolved, is_typeless, poison_numbers
+from pybpf.reloc.insn import CALL, Code
+from pybpf.reloc.link import Linked
+from pybpf.spec import ExternSpec, ObjectSpec, Ref
+from pybpf.sys import abi
+
+__all__ = ["Binding", "Patch", "finish"]
+
+Patch = tuple[int, str, int | str]
+
+
+class Binding(Protocol):
+    """Decides what a reference becomes. Each method writes into ``code`` or gives a patch."""
+
+    def map(self, code: Code, slot: int, name: str, offset: int | None) -> Patch | None:
+        """A 64-bit load of a map (offset None) or of an address in its value."""
+
+    def typed(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
+        """A 64-bit load of a typed kernel symbol."""
+
+    def address(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
+        """A 64-bit load of a typeless kernel symbol's address."""
+
+    def kfunc(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
+        """A call of a kernel function."""
+
+
+def finish(spec: ObjectSpec, linked: Linked, binding: Binding) -> tuple[Patch, ...]:
+    """Resolve what ``linked`` still refers to. Raises RelocationError."""
+    patches = []
+    for ref in linked.refs:
+        patch = _one(spec, linked.code, ref, binding)
+        if patch is not None:
+            patches.append(patch)
+    return tuple(patches)
+
+
+def _one(spec: ObjectSpec, code: Code, ref: Ref, binding: Binding) -> Patch | None:
+    if ref.kind in ("map", "data"):
+        if not spec.maps[ref.name].autocreate:
+            code.poison(ref.insn, 2, POISON_MAP + list(spec.maps).index(ref.name))
+            return None
+        return binding.map(code, ref.insn, ref.name, ref.offset if ref.kind == "data" else None)
+    extern = spec.externs[ref.name]
+    call = code.opcode(ref.insn) == CALL
+    if extern.kind == "kconfig":
+        if call:
+            raise RelocationError("a kconfig value is called.", extern=ref.name, insn=ref.insn)
+        return binding.map(code, ref.insn, ".kconfig", extern.offset)
+    if call:
+        if extern.kind != "kfunc":
+            raise RelocationError("a kernel variable is called.", extern=ref.name, insn=ref.insn)
+        return binding.kfunc(code, ref.insn, extern)
+    if is_typeless(spec, extern):
+        return binding.address(code, ref.insn, extern)
+    return binding.typed(code, ref.insn, extern)
+
+
+class _Base:
+    """Ids decided now: resolved gives the answer for an extern, Resolved(0) for a missing one."""
+
+    def __init__(self, spec: ObjectSpec, resolved: Callable[[ExternSpec], Resolved]) -> None:
+        self.spec = spec
+        self.resolved = resolved
+        self._poison = poison_numbers(spec)
+
+    def missing(self, code: Code, slot: int, extern: ExternSpec) -> None:
+        """A weak extern that the kernel does not have: a poisoned call, or the address 0."""
+        if code.opcode(slot) == CALL:
+            code.poison(slot, 1, self._poison[extern.name])
+        else:
+            code.set_wide(slot, 0)
+
+
+class FixedBinding(_Base):
+    """Everything written out: for listings. handles: map name → the number in its fd's place;
+    addresses: typeless symbol → address. Modules are numbered from 1 as they are met."""
+
+    def __init__(
+        self,
+        spec: ObjectSpec,
+        resolved: Callable[[ExternSpec], Resolved],
+        handles: Mapping[str, int],
+        addresses: Callable[[str], int],
+    ) -> None:
+        super().__init__(spec, resolved)
+        self.handles = handles
+        self.addresses = addresses
+        self.modules: list[str] = []
+
+    def map(self, code: Code, slot: int, name: str, offset: int | None) -> None:
+        """See Binding."""
+        write_map(code, slot, offset, index=False)
+        code.set_imm(slot, self.handles[name])
+
+    def typed(self, code: Code, slot: int, extern: ExternSpec) -> None:
+        """See Binding."""
+        found = self.resolved(extern)
+        if not found.id:
+            self.missing(code, slot, extern)
+            return
+        code.set_source(slot, abi.BPF_PSEUDO_BTF_ID)
+        code.set_imm(slot, found.id)
+        code.set_imm(slot + 1, 0)
+
+    def address(self, code: Code, slot: int, extern: ExternSpec) -> None:
+        """See Binding."""
+        code.set_wide(slot, self.addresses(extern.name))
+
+    def kfunc(self, code: Code, slot: int, extern: ExternSpec) -> None:
+        """See Binding."""
+        found = self.resolved(extern)
+        if not found.id:
+            self.missing(code, slot, extern)
+            return
+        code.set_source(slot, abi.BPF_PSEUDO_KFUNC_CALL)
+        code.set_imm(slot, found.id)
+        if found.module is not None:
+            if found.module not in self.modules:
+                self.modules.append(found.module)
+            code.set_off(slot, self.modules.index(found.module) + 1)
+
+
+class PlanBinding(_Base):
+    """For a Plan. slot_of: fd slot of a map; symbol_of: number of a kernel symbol.
+
+    by_index: maps are named by their place in ``fd_array`` (kernel 5.14), so that the
+    instructions are the same in every load; otherwise their fds are patched in.
+    resolved None: every id is looked up in the kernel when the Plan runs.
+    """
+
+    def __init__(
+        self,
+        spec: ObjectSpec,
+        resolved: Callable[[ExternSpec], Resolved] | None,
+        slot_of: Callable[[str], int],
+        symbol_of: Callable[[ExternSpec, str | None], int],
+        *,
+        by_index: bool,
+    ) -> None:
+        super().__init__(spec, resolved or _unresolved)
+        self.late = resolved is None
+        self.slot_of = slot_of
+        self.symbol_of = symbol_of
+        self.by_index = by_index
+        self.fd_array: list[int] = []
+
+    def map(self, code: Code, slot: int, name: str, offset: int | None) -> Patch | None:
+        """See Binding."""
+        write_map(code, slot, offset, index=self.by_index)
+        fd = self.slot_of(name)
+        if not self.by_index:
+            code.set_imm(slot, 0)
+            return slot, ops.PATCH_MAP_FD, fd
+        if fd not in self.fd_array:
+            self.fd_array.append(fd)
+        code.set_imm(slot, self.fd_array.index(fd))
+        return None
+
+    def typed(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
+        """See Binding."""
+        found = Resolved(-1) if self.late else self.resolved(extern)
+        if not found.id:
+            self.missing(code, slot, extern)
+            return None
+        code.set_wide(slot, 0)
+        code.set_source(slot, abi.BPF_PSEUDO_BTF_ID)
+        if self.late or found.module is not None:
+            return slot, ops.PATCH_KSYM, self.symbol_of(extern, found.module)
+        code.set_imm(slot, found.id)
+        return None
+
+    def address(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
+        """See Binding."""
+        code.set_wide(slot, 0)
+        kind = ops.PATCH_ADDR_WEAK if extern.weak else ops.PATCH_ADDR
+        return slot, kind, extern.name
+
+    def kfunc(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
+        """See Binding."""
+        found = Resolved(-1) if self.late else self.resolved(extern)
+        if not found.id:
+            self.missing(code, slot, extern)
+            return None
+        code.set_source(slot, abi.BPF_PSEUDO_KFUNC_CALL)
+        code.set_off(slot, 0)
+        if self.late or found.module is not None:
+            code.set_imm(slot, 0)
+            return slot, ops.PATCH_KFUNC, self.symbol_of(extern, found.module)
+        code.set_imm(slot, found.id)
+        return None
+
+
+def _unresolved(extern: ExternSpec) -> Resolved:
+    raise AssertionError(f"{extern.name} is resolved late")
+
+
+def write_map(code: Code, slot: int, offset: int | None, *, index: bool) -> None:
+    """Mark a 64-bit load as one of a map or of an address in a map's value."""
+    if offset is None:
+        code.set_source(slot, abi.BPF_PSEUDO_MAP_IDX if index else abi.BPF_PSEUDO_MAP_FD)
+        return
+    code.set_source(slot, abi.BPF_PSEUDO_MAP_IDX_VALUE if index else abi.BPF_PSEUDO_MAP_VALUE)
+    code.set_imm(slot + 1, offset)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Linking a program: its entry function with the subprograms that it reaches behind it.
+
+The kernel takes a program as one run of instructions. Subprograms follow in the order in which
+calls (and loads of function addresses) first mention them, depth first: the order in which
+libbpf appends them, so that both loaders give the same instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pybpf.errors import RelocationError
+from pybpf.reloc.insn import Code
+from pybpf.spec import CoreRelo, LineInfo, ObjectSpec, ProgramSpec, Ref
+from pybpf.sys import abi
+
+__all__ = ["Linked", "link"]
+
+# struct bpf_insn offsets are 32 bits; the verifier stops at a million instructions.
+_MAX_INSNS = 1_000_000
+
+
+@dataclass
+class Linked:
+    """A linked program. Slots count from the start of the program.
+
+    functions: (function number, its first slot), in order; refs: what is left to resolve
+    (map, data and extern references); func_info: (slot, FUNC id), empty unless every function
+    has one; func_of: function number of each func_info row.
+    """
+
+    code: Code
+    functions: list[tuple[int, int]]
+    refs: list[Ref] = field(default_factory=list)
+    func_info: list[tuple[int, int]] = field(default_factory=list)
+    lines: list[LineInfo] = field(default_factory=list)
+    core: list[CoreRelo] = field(default_factory=list)
+
+
+def link(
+    spec: ObjectSpec, program: ProgramSpec, bodies: Mapping[int, bytes] | None = None
+) -> Linked:
+    """Link ``program``.
+
+    bodies: instructions of functions by number where they differ from the spec's (CO-RE
+    relocated). Raises RelocationError if a function is missing or the program is too large.
+    """
+    bodies = bodies or {}
+    raw = bytearray()
+    starts: dict[int, int] = {}
+    order: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []  # (slot, function number)
+
+    def append(number: int) -> None:
+        function = spec.functions[number]
+        starts[number] = len(raw) // 8
+        order.append((number, starts[number]))
+        raw.extend(bodies.get(number, function.insns))
+        if len(raw) > 8 * _MAX_INSNS:
+            raise RelocationError(
+                f"with its subprograms it has more than {_MAX_INSNS} instructions.",
+                program=program.name,
+            )
+
+    append(program.function)
+    # Depth first without recursion: a chain of calls may be as long as the object likes.
+    stack = [iter(spec.functions[program.function].refs)]
+    owners = [program.function]
+    while stack:
+        for ref in stack[-1]:
+            if ref.kind not in ("call", "func"):
+                continue
+            calls.append((starts[owners[-1]] + ref.insn, ref.function))
+            if ref.function not in starts:
+                append(ref.function)
+                stack.append(iter(spec.functions[ref.function].refs))
+                owners.append(ref.function)
+                break
+        else:
+            stack.pop()
+            owners.pop()
+            callback = program.exception_callback
+            if not stack and callback >= 0 and callback not in starts:
+                append(callback)
+                stack.append(iter(spec.functions[callback].refs))
+                owners.append(callback)
+    linked = Linked(Code(raw, spec.byteorder), order)
+    _patch_calls(spec, linked, starts, calls)
+    _gather(spec, linked)
+    return linked
+
+
+def _patch_calls(
+    spec: ObjectSpec, linked: Linked, starts: dict[int, int], calls: list[tuple[int, int]]
+) -> None:
+    for slot, number in calls:
+        if linked.code.opcode(slot) == 0x18:
+            linked.code.set_source(slot, abi.BPF_PSEUDO_FUNC)
+        linked.code.set_imm(slot, starts[number] - slot - 1)
+
+
+def _gather(spec: ObjectSpec, linked: Linked) -> None:
+    """Shift references and BTF.ext records of every function to its place in the program."""
+    typed = all(spec.functions[number].type_id for number, _ in linked.functions)
+    for number, start in linked.functions:
+        function = spec.functions[number]
+        linked.refs.extend(
+            ref._replace(insn=ref.insn + start)
+            for ref in function.refs
+            if ref.kind not in ("call", "func")
+        )
+        if typed:
+            linked.func_info.append((start, function.type_id))
+        linked.lines.extend(row._replace(insn=row.insn + start) for row in function.lines)
+        linked.core.extend(row._replace(insn=row.insn + start) for row in function.core)
