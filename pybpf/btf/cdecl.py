@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""C declarations of BTF types: one type, or everything a set of types needs, in order.
+
+declare() gives "struct file *f" for any type; definition() the text of one named type; dump()
+a header that compiles: what a type needs by value comes before it, what it only points to is
+declared forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pybpf.btf.consts import (
+    ENUM_KINDS,
+    KIND_ARRAY,
+    KIND_CONST,
+    KIND_DATASEC,
+    KIND_ENUM64,
+    KIND_FLOAT,
+    KIND_FUNC,
+    KIND_FUNC_PROTO,
+    KIND_FWD,
+    KIND_INT,
+    KIND_PTR,
+    KIND_RESTRICT,
+    KIND_STRUCT,
+    KIND_TYPE_TAG,
+    KIND_TYPEDEF,
+    KIND_UNION,
+    KIND_VAR,
+    KIND_VOID,
+    KIND_VOLATILE,
+)
+from pybpf.btf.model import Btf, Member, Type
+from pybpf.errors import FormatError
+
+__all__ = ["CDump", "declare", "definition", "dump"]
+
+_COMPOSITE = (KIND_STRUCT, KIND_UNION)
+_QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "restrict"}
+_MAX_DEPTH = 64
+_MAX_STACK = 100_000
+_BEGUN, _WRITTEN = 1, 2
+
+
+def declare(btf: Btf, type_id: int, name: str = "") -> str:
+    """A C declaration of ``name`` with this type (no name: the type alone)."""
+    return CDump(btf).declare(type_id, name)
+
+
+def definition(btf: Btf, type_id: int) -> str:
+    """The C text that defines one struct, union, enum, typedef, function or variable."""
+    return CDump(btf).define(btf.type(type_id))
+
+
+def dump(btf: Btf, type_ids: Iterable[int] | None = None) -> str:
+    """A C header with ``type_ids`` (None: all own types) and all they need."""
+    return "".join(CDump(btf).header(type_ids))
+
+
+class CDump:
+    """Writes C. Two types of one name get ___2, ___3 … (a CO-RE flavour) in one dump."""
+
+    def __init__(self, btf: Btf) -> None:
+        self.btf = btf
+        self._names: dict[int, str] = {}
+        self._used: dict[tuple[bool, str], int] = {}
+        self._state: dict[int, int] = {}
+        self._forward: set[int] = set()
+        self._shapes: dict[int, tuple[int, bool]] = {}
+        self._enumerators: dict[int, list[tuple[str, int]]] = {}
+
+    # -- declarators -----------------------------------------------------------------------
+
+    def declare(self, type_id: int, name: str = "", depth: int = 0) -> str:
+        """As the function declare()."""
+        text = name
+        quals: list[str] = []
+        previous = -1
+        for _ in range(_MAX_DEPTH):
+            found = self.btf.type(type_id)
+            kind = found.kind
+            if kind in _QUALIFIERS:
+                quals.append(_QUALIFIERS[kind])
+                type_id = found.size_or_type
+                continue
+            if kind == KIND_TYPE_TAG:
+                type_id = found.size_or_type
+                continue
+            if kind == KIND_PTR:
+                marks = " ".join(reversed(quals))
+                text = f"*{marks + ' ' if marks and text else marks}{text}"
+                quals = []
+                type_id = found.size_or_type
+            elif kind == KIND_ARRAY:
+                if previous == KIND_PTR:
+                    text = f"({text})"
+                text = f"{text}[{found.array.nelems}]"
+                type_id = found.array.type
+            elif kind == KIND_FUNC_PROTO:
+                if previous == KIND_PTR:
+                    text = f"({text})"
+                text = f"{text}({self._params(found, depth)})"
+                type_id = found.size_or_type
+            else:
+                base = self._base(found, depth)
+                words = [*reversed(quals), base, text] if text else [*reversed(quals), base]
+                return " ".join(words)
+            previous = kind
+        raise FormatError(f"type [{type_id}] is declared with more than {_MAX_DEPTH} steps",
+                          btf=self.btf.label)
+
+    def _params(self, proto: Type, depth: int) -> str:
+        if depth > _MAX_DEPTH // 4:
+            raise FormatError(f"prototype [{proto.id}] is nested too deep", btf=self.btf.label)
+        params = proto.params
+        if not params:
+            return "void"
+        words = [
+            "..." if not p.type and not p.name else self.declare(p.type, p.name, depth + 1)
+            for p in params
+        ]
+        return ", ".join(words)
+
+    def _base(self, found: Type, depth: int) -> str:
+        kind = found.kind
+        if kind == KIND_VOID:
+            return "void"
+        if kind in _COMPOSITE or kind in ENUM_KINDS:
+            if not found.name:
+                return self._body(found, depth + 1)
+            return f"{_keyword(found)} {self.name(found)}"
+        if kind == KIND_FWD:
+            return f"{'union' if found.kflag else 'struct'} {found.name}"
+        if kind in (KIND_INT, KIND_FLOAT):
+            return _C_INTS.get(found.name, found.name)
+        if kind == KIND_TYPEDEF:
+            return self.name(found)
+        raise FormatError(
+            f"[{found.id}] {found.kind_name} {found.name} cannot be the type of anything",
+            btf=self.btf.label,
+        )
+
+    def name(self, found: Type) -> str:
+        """The name of a type in this dump, made unique."""
+        if found.id not in self._names:
+            # Struct, union and enum tags share one name space, typedefs and functions another.
+            key = (found.kind == KIND_TYPEDEF, found.name)
+            count = self._used[key] = self._used.get(key, 0) + 1
+            self._names[found.id] = found.name if count == 1 else f"{found.name}___{count}"
+        return self._names[found.id]
+
+    def _values(self, found: Type) -> list[tuple[str, int]]:
+        """Enumerators with names made unique: they share the name space of typedefs."""
+        if found.id not in self._enumerators:
+            rows = []
+            for name, value in found.enumerators:
+                count = self._used[True, name] = self._used.get((True, name), 0) + 1
+                rows.append((name if count == 1 else f"{name}___{count}", value))
+            self._enumerators[found.id] = rows
+        return self._enumerators[found.id]
+
+    # -- definitions -----------------------------------------------------------------------
+
+    def define(self, found: Type) -> str:
+        """As the function definition()."""
+        kind = found.kind
+        if kind in _COMPOSITE or kind in ENUM_KINDS:
+            return f"{self._body(found, 0)};\n"
+        if kind == KIND_TYPEDEF:
+            return f"typedef {self.declare(found.size_or_type, self.name(found))};\n"
+        if kind == KIND_FWD:
+            return f"{'union' if found.kflag else 'struct'} {found.name};\n"
+        if kind == KIND_FUNC:
+            text = self.declare(found.size_or_type, found.name)
+            return f"{('static ', '', 'extern ')[min(found.linkage, 2)]}{text};\n"
+        if kind == KIND_VAR:
+            text = self.declare(found.size_or_type, found.name)
+            return f"{('static ', '', 'extern ')[min(found.linkage, 2)]}{text};\n"
+        if kind == KIND_DATASEC:
+            rows = [
+                f"/* {v.offset:#x} */ {self.define(self.btf.type(v.type))}"
+                for v in found.variables
+            ]
+            return f"/* section {found.name}, {found.size} bytes */\n" + "".join(rows)
+        return f"/* {self.declare(found.id)} */\n"
+
+    def _body(self, found: Type, depth: int) -> str:
+        if depth > _MAX_DEPTH // 4:
+            raise FormatError(f"[{found.id}] is nested more than {depth - 1} deep",
+                              btf=self.btf.label)
+        tag = f" {self.name(found)}" if found.name else ""
+        head = _keyword(found) + tag
+        inner = "\t" * (depth if not found.name else 0)
+        pad = "\t" * max(depth, 1)
+        if found.kind in ENUM_KINDS:
+            values = [
+                f"{pad}{name} = {_number(value, found)},\n"
+                for name, value in self._values(found)
+            ]
+            packed = " __attribute__((packed))" if found.size < 4 else ""
+            if found.size == 8 and found.kind != KIND_ENUM64:
+                packed = " __attribute__((mode(DI)))"
+            end = "\t" * (depth - 1) if depth else ""
+            return f"{head} {{\n{''.join(values)}{end}}}{packed}"
+        rows = [f"{pad}{line}\n" for line in self._members(found, max(depth, 1))]
+        packed = " __attribute__((packed))" if self._packed(found) else ""
+        end = "\t" * (depth - 1) if depth else inner
+        return f"{head} {{\n{''.join(rows)}{end}}}{packed}"
+
+    def _members(self, found: Type, depth: int) -> Iterator[str]:
+        """Members, with unnamed bit-fields where bits are left out and at the end."""
+        bit = 0
+        packed = self._packed(found)
+        for member in found.members:
+            if found.kind == KIND_STRUCT:
+                yield from self._padding(bit, member, packed)
+            text = self.declare(member.type, member.name, depth)
+            yield f"{text} : {member.bit_size};" if member.bit_size else f"{text};"
+            if found.kind == KIND_STRUCT:
+                size = member.bit_size or self.btf.size(member.type) * 8
+                bit = member.bit_offset + size
+        if found.kind == KIND_STRUCT:
+            natural = 8 if packed else self._align(found) * 8
+            end = found.size * 8
+            if end - bit >= natural and bit:
+                yield from _gap(-(-bit // natural) * natural if bit % natural else bit, end)
+
+    def _padding(self, bit: int, member: Member, packed: bool) -> Iterator[str]:
+        """What stands between ``bit`` and the member, unless alignment puts it there."""
+        if member.bit_size:
+            if member.bit_offset > bit:
+                yield from _gap(bit, member.bit_offset)
+            return
+        align = 1 if packed else self._align(self.btf.type(member.type))
+        natural = -(-bit // (align * 8)) * align * 8
+        if member.bit_offset > natural:
+            yield from _gap(natural, member.bit_offset)
+
+    def _align(self, found: Type) -> int:
+        """Alignment in bytes that C gives the type by itself (1 where it must be packed)."""
+        return self._shape(found, 0)[0]
+
+    def _packed(self, found: Type) -> bool:
+        """Whether its layout is only possible with __attribute__((packed))."""
+        return self._shape(found, 0)[1]
+
+    def _shape(self, found: Type, depth: int) -> tuple[int, bool]:
+        """(alignment, packed), worked out once for each type."""
+        found = self.btf.skip(found.id)
+        known = self._shapes.get(found.id)
+        if known is not None:
+            return known
+        if depth > _MAX_DEPTH:
+            raise FormatError(f"[{found.id}] is nested too deep", btf=self.btf.label)
+        kind = found.kind
+        shape = (1, False)
+        if kind == KIND_PTR:
+            shape = (self.btf.ptr_size, False)
+        elif kind in ENUM_KINDS or kind in (KIND_INT, KIND_FLOAT):
+            shape = (min(found.size, 16) or 1, False)
+        elif kind == KIND_ARRAY:
+            shape = self._shape(self.btf.type(found.array.type), depth + 1)
+        elif kind in _COMPOSITE:
+            widest = 1
+            packed = False
+            for member in found.members:
+                align = self._shape(self.btf.type(member.type), depth + 1)[0]
+                widest = max(widest, align)
+                packed |= not member.bit_size and member.bit_offset % (align * 8) != 0
+            packed |= bool(found.vlen) and found.size % widest != 0
+            shape = (1 if packed else widest, packed)
+        self._shapes[found.id] = shape
+        return shape
+
+    # -- whole headers ---------------------------------------------------------------------
+
+    def header(self, type_ids: Iterable[int] | None = None) -> Iterator[str]:
+        """Pieces of the header (see dump())."""
+        for type_id in self._all() if type_ids is None else type_ids:
+            yield from self._need(type_id, strong=True)
+
+    def _all(self) -> Iterator[int]:
+        for found in self.btf:
+            if found.kind in _COMPOSITE or found.kind in ENUM_KINDS or found.kind == KIND_TYPEDEF:
+                yield found.id
+
+    def _need(self, type_id: int, *, strong: bool) -> Iterator[str]:
+        """What has to be written so that the type can be used: whole, or (weak) its name.
+
+        An explicit stack: chains of types are longer than Python may recurse.
+        """
+        stack = [(self.btf.type(type_id), strong, False)]
+        while stack:
+            found, whole, ready = stack.pop()
+            state = self._state.get(found.id, 0)
+            if ready:
+                if state != _WRITTEN:
+                    self._state[found.id] = _WRITTEN
+                    yield self.define(found) + "\n"
+                continue
+            named = bool(found.name) and found.kind in _COMPOSITE
+            if found.kind == KIND_FWD or (named and not whole):
+                if state != _WRITTEN:
+                    yield from self._declare_forward(found)
+                continue
+            if state == _WRITTEN and found.kind != KIND_TYPEDEF:
+                continue
+            if state == _BEGUN:
+                if named:
+                    raise FormatError(f"[{found.id}] {found.name} contains itself",
+                                      btf=self.btf.label)
+                continue
+            if len(stack) > _MAX_STACK:
+                raise FormatError(f"[{found.id}] needs too many types", btf=self.btf.label)
+            if found.kind == KIND_TYPEDEF:
+                # The name first, with its target declared only: the target may use the name.
+                target = self.btf.type(found.size_or_type)
+                if whole:
+                    stack.append((target, True, False))
+                if state != _WRITTEN and found.name != "__builtin_va_list":
+                    self._state[found.id] = _BEGUN
+                    stack.append((found, whole, True))
+                    stack.append((target, False, False))
+                continue
+            if named or (found.name and found.kind in ENUM_KINDS):
+                self._state[found.id] = _BEGUN
+                stack.append((found, whole, True))
+            needs = reversed(self._needs(found, whole))
+            stack.extend((self.btf.type(i), strength, False) for i, strength in needs)
+
+    def _declare_forward(self, found: Type) -> Iterator[str]:
+        if found.id not in self._forward and self._state.get(found.id) != _WRITTEN:
+            self._forward.add(found.id)
+            keyword = "union" if found.kind == KIND_UNION or (
+                found.kind == KIND_FWD and found.kflag) else "struct"
+            name = found.name if found.kind == KIND_FWD else self.name(found)
+            yield f"{keyword} {name};\n\n"
+
+    def _needs(self, found: Type, whole: bool) -> list[tuple[int, bool]]:
+        """(type, whole?) that must be there before this one."""
+        kind = found.kind
+        if kind in _COMPOSITE:
+            return [(m.type, True) for m in found.members]
+        if kind == KIND_ARRAY:
+            return [(found.array.type, True)]
+        if kind == KIND_PTR:
+            return [(found.size_or_type, False)]
+        if kind == KIND_FUNC_PROTO:
+            return [(found.size_or_type, False), *((p.type, False) for p in found.params)]
+        if kind in _QUALIFIERS or kind in (KIND_TYPE_TAG, KIND_FUNC, KIND_VAR):
+            return [(found.size_or_type, whole)]
+        if kind == KIND_DATASEC:
+            return [(v.type, True) for v in found.variables]
+        return []
+
+
+def _keyword(found: Type) -> str:
+    return "enum" if found.kind in ENUM_KINDS else found.kind_name
+
+
+def _gap(start: int, end: int) -> Iterator[str]:
+    """Unnamed bit-fields over the bits [start, end)."""
+    while start < end:
+        room = 64 - start % 64
+        for width, name in ((64, "long long"), (32, "int"), (16, "short"), (8, "char")):
+            if start % width == 0 and end - start >= width:
+                yield f"{name} : {width};"
+                start += width
+                break
+        else:
+            width = min(room, end - start, 8 - start % 8)
+            yield f"char : {width};"
+            start += width
+
+
+def _number(value: int, found: Type) -> str:
+    if found.kind == KIND_ENUM64:
+        return f"{value}LL" if found.kflag else f"{value}ULL"
+    return str(value)
+
+
+# pahole's and compilers' spellings that are no C
+_C_INTS = {
+    "_Bool": "_Bool",
+    "__int128 unsigned": "unsigned __int128",
+    "char unsigned": "unsigned char",
+    "char signed": "signed char",
+    "short unsigned int": "short unsigned int",
+}
