@@ -59,6 +59,8 @@ typedef _Bool bool;
 		word_ <<= __builtin_preserve_field_info((pointer)->field, CORE_FIELD_LSHIFT_U64); \
 		word_ >> __builtin_preserve_field_info((pointer)->field, CORE_FIELD_RSHIFT_U64);  \
 	})
+#define core_offset(type, field) \
+	__builtin_preserve_field_info(((type *)0)->field, CORE_FIELD_BYTE_OFFSET)
 #define ksym_exists(symbol) (!!(symbol))
 
 enum bpf_map_type {
@@ -72,6 +74,7 @@ enum {
 	BPF_F_NO_PREALLOC = 1U << 0,
 };
 
+struct bpf_sysctl;
 struct path;
 struct seq_file;
 struct task_struct;
@@ -84,6 +87,8 @@ static u64 (*const bpf_get_current_pid_tgid)(void) = (void *)14;
 static u64 (*const bpf_get_current_uid_gid)(void) = (void *)15;
 static long (*const bpf_get_current_comm)(void *buf, u32 size) = (void *)16;
 static u64 (*const bpf_get_current_cgroup_id)(void) = (void *)80;
+static long (*const bpf_sysctl_get_name)(struct bpf_sysctl *ctx, char *buf, u64 size,
+					 u64 flags) = (void *)101;
 static u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
 static long (*const bpf_seq_printf)(struct seq_file *seq, const char *fmt, u32 fmt_size,
 				    const void *data, u32 data_len) = (void *)126;
@@ -91,6 +96,9 @@ static void *(*const bpf_ringbuf_reserve)(void *ringbuf, u64 size, u64 flags) = 
 static void (*const bpf_ringbuf_submit)(void *data, u64 flags) = (void *)132;
 static long (*const bpf_d_path)(const struct path *path, char *buf, u32 size) = (void *)147;
 static struct task_struct *(*const bpf_get_current_task_btf)(void) = (void *)158;
+static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *context,
+					   u64 flags) = (void *)164;
+static long (*const bpf_loop)(u32 count, void *callback, void *context, u64 flags) = (void *)181;
 static long (*const bpf_get_func_arg)(void *ctx, u32 n, u64 *value) = (void *)183;
 
 /* 6.2+: reinterprets any address as a pointer to the type with this BTF id. Loads through the

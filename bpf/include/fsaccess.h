@@ -33,6 +33,10 @@ enum fsaccess_operation {
 	FSACCESS_OP_BPF_MAP = 5,    /* a new fd to a guarded map (bpf_map) */
 	FSACCESS_OP_BPF_PROGRAM = 6, /* a new fd to a guarded program (bpf_prog) */
 	FSACCESS_OP_BPF_LINK = 7,   /* BPF_LINK_GET_FD_BY_ID of a guarded link (bpf) */
+	FSACCESS_OP_BRK = 8,        /* memory for a process in which reading implies executing */
+	FSACCESS_OP_VERITY = 9,     /* another or weaker table for a trusted dm-verity device */
+	FSACCESS_OP_DEVICE_MAPPER = 10, /* device-mapper ioctl that changes a table */
+	FSACCESS_OP_SYSCTL = 11,    /* write to kernel.ftrace_enabled */
 	FSACCESS_OP_COUNT,
 };
 
@@ -59,12 +63,18 @@ enum fsaccess_reason {
 	FSACCESS_REASON_GUARD_MAP = 12,
 	FSACCESS_REASON_GUARD_PROGRAM = 13,
 	FSACCESS_REASON_GUARD_LINK = 14,
+	FSACCESS_REASON_IMPLIED_EXEC = 15,     /* personality READ_IMPLIES_EXEC */
+	FSACCESS_REASON_TABLE_CHANGED = 16,    /* a trusted device loses what made it trusted */
+	FSACCESS_REASON_NOT_OWNER = 17,        /* reserved to the owner */
+	FSACCESS_REASON_SWITCHES_OFF = 18,     /* would stop BPF trampolines, and so the policy */
 };
 
-/* Bits of fsaccess_device.flags. */
+/* Bits of fsaccess_device.flags. Trusted means SIGNED. */
 enum {
-	FSACCESS_DEVICE_SIGNED = 1 << 0,    /* the kernel verified the root hash's signature */
+	FSACCESS_DEVICE_SIGNED = 1 << 0,    /* signature verified by the kernel, table strict */
 	FSACCESS_DEVICE_ROOT_HASH = 1 << 1, /* algorithm, digest and digest_length are filled in */
+	FSACCESS_DEVICE_LENIENT = 1 << 2,   /* signed, but its table lets altered blocks through
+					       (ignore_corruption, check_at_most_once): not trusted */
 };
 
 /* Value of verity_devices; the key is the device number, (major << 20) | minor. 112 bytes. */

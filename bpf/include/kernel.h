@@ -9,8 +9,13 @@
 
 #include "bpf.h"
 
+struct gendisk {
+	void *private_data;
+} __core;
+
 struct block_device {
 	u32 bd_dev;
+	struct gendisk *bd_disk;
 } __core;
 
 struct super_block {
@@ -93,6 +98,37 @@ struct dm_verity_digest {
 } __core;
 
 /*
+ * Device mapper. These types stand in the modules' own BTF where dm_mod and dm_verity are modules,
+ * so they are known only if the modules are loaded before the policy is; and because
+ * bpf_rdonly_cast knows vmlinux types alone, only their offsets are used (core_offset).
+ */
+struct mapped_device {
+	void *map;
+} __core;
+
+struct dm_target {
+	void *private;
+} __core;
+
+struct dm_table {
+	unsigned int num_targets;
+	struct dm_target *targets;
+} __core;
+
+enum verity_mode {
+	DM_VERITY_MODE_EIO = 0,
+	DM_VERITY_MODE_LOGGING = 1,
+	DM_VERITY_MODE_RESTART = 2,
+	DM_VERITY_MODE_PANIC = 3,
+};
+
+struct dm_verity {
+	enum verity_mode mode;
+	unsigned long *validated_blocks; /* set by check_at_most_once */
+	u8 *root_digest_sig;
+} __core;
+
+/*
  * Types used only to read bytes or words at an address: a type that every kernel has, with the
  * wanted width at offset 0. Not relocated, because only offset 0 of the first and the array within
  * the second are read: struct new_utsname is UAPI (char sysname[65] first), struct timespec64
@@ -111,12 +147,16 @@ struct bpf_iter_meta {
 	u64 seq_num;
 } __core;
 
-/* Context of an iter/bpf_map_elem program: its layout is fixed (the verifier checks the offsets). */
-struct bpf_iter__bpf_map_elem {
+/* Context of an iter/bpf_map program: its layout is fixed (the verifier checks the offsets). */
+struct bpf_iter__bpf_map {
 	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	void *key;
-	void *value;
+	struct bpf_map *map; /* NULL in the last call */
+};
+
+/* Context of a cgroup/sysctl program (include/uapi/linux/bpf.h). */
+struct bpf_sysctl {
+	u32 write; /* 1: the value is being written */
+	u32 file_pos;
 };
 
 /* kfunc, 7.2+, sleepable LSM programs only: the inode that hosts a file's data (below overlayfs);

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From a reason to an answer: counters, events, return value. */
+#ifndef BPF_FSACCESS_REPORT_H
+#define BPF_FSACCESS_REPORT_H
+
+#include "state.h"
+
+/* Copies a NUL-terminated kernel string of at most size - 1 (and 63) bytes; returns its length.
+ * Loops are unrolled because the verifier wants constant offsets into a kernel type. */
+static __noinline u32 copy_string(char *to, u32 size, u64 address)
+{
+	const struct new_utsname *bytes = cast_to(address, struct new_utsname);
+	u32 length = 0;
+
+#pragma clang loop unroll(full)
+	for (u32 i = 0; i < 63; i++) {
+		char byte = bytes->sysname[i];
+
+		if (i + 1 >= size || !byte)
+			break;
+		to[i] = byte;
+		length = i + 1;
+	}
+	return length;
+}
+
+/* What a hook asks, and what it found out on the way. */
+struct request {
+	enum fsaccess_operation operation;
+	u32 prot;
+	u64 flags;
+	u32 object;
+	u32 device;
+	u64 inode;
+	u64 magic;
+};
+
+static __noinline void fill_event(struct fsaccess_event *event, const struct request *request,
+				  enum fsaccess_reason reason, enum fsaccess_verdict verdict)
+{
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_boot_ns();
+	event->operation = request->operation;
+	event->reason = reason;
+	event->verdict = verdict;
+	event->pid = pid_tgid >> 32;
+	event->tid = (u32)pid_tgid;
+	event->uid = (u32)bpf_get_current_uid_gid();
+	event->cgroup = bpf_get_current_cgroup_id();
+	event->inode = request->inode;
+	event->magic = request->magic;
+	event->device = request->device;
+	event->prot = request->prot;
+	event->flags = request->flags;
+	event->object = request->object;
+	bpf_get_current_comm(event->comm, sizeof(event->comm));
+}
+
+/* Counts, reports and answers. `path` needs a hook in which bpf_d_path is allowed (a sleepable
+ * one); `name` is the address of a file's last component for the hooks that are not; either may be
+ * NULL or 0. The event is left out, and counted, when the ring buffer is full: nobody waits. */
+static __always_inline int conclude(const struct request *request, enum fsaccess_reason reason,
+				    bool auditable, const struct path *path, u64 name)
+{
+	enum fsaccess_verdict verdict = auditable && audit ? FSACCESS_AUDITED : FSACCESS_DENIED;
+	int answer = verdict == FSACCESS_AUDITED ? 0 : -EPERM;
+	u32 key = request->operation;
+	struct fsaccess_counter *counter = bpf_map_lookup_elem(&counters, &key);
+	struct fsaccess_event *event;
+	long length;
+
+	if (reason == FSACCESS_REASON_NONE) {
+		if (counter)
+			__sync_fetch_and_add(&counter->allowed, 1);
+		return 0;
+	}
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (counter) {
+		if (verdict == FSACCESS_AUDITED)
+			__sync_fetch_and_add(&counter->audited, 1);
+		else
+			__sync_fetch_and_add(&counter->denied, 1);
+		if (!event)
+			__sync_fetch_and_add(&counter->dropped, 1);
+	}
+	if (!event)
+		return answer;
+	fill_event(event, request, reason, verdict);
+	if (path) {
+		length = bpf_d_path(path, event->path, sizeof(event->path));
+		if (length > 0)
+			event->path_length = (u32)length - 1;
+		else
+			event->path_flags = FSACCESS_PATH_TRUNCATED;
+	} else if (name) {
+		event->path_length = copy_string(event->path, sizeof(event->path), name);
+		event->path_flags = FSACCESS_PATH_NAME_ONLY;
+	}
+	bpf_ringbuf_submit(event, 0);
+	return answer;
+}
+
+#endif
