@@ -77,7 +77,7 @@ class Executor:
     """
 
     __slots__ = (
-        "_conditions", "_kallsyms", "_log_level", "_object", "_program_names", "_reuse", "_trace",
+        "_addresses", "_conditions", "_log_level", "_object", "_program_names", "_reuse", "_trace",
         "choices", "failures", "journal", "logs", "notes", "reused", "slots", "symbols",
     )  # fmt: skip
 
@@ -102,7 +102,7 @@ class Executor:
         self._conditions: dict[tuple[str, str | int], bool] = {}
         self._log_level = log_level
         self._trace = trace
-        self._kallsyms: dict[str, int] | None = None
+        self._addresses: dict[str, int] = {}
         self._reuse: dict[int, int] = {}
         for name, fd in (maps or {}).items():
             if name not in plan.maps:
@@ -395,6 +395,8 @@ class Executor:
             if symbol is None:
                 raise PlanError("what it attaches to is not in the kernel")
             fields["attach_btf_obj_fd"], fields["attach_btf_id"] = symbol
+        elif op.attach_btf_id:
+            fields["attach_btf_id"] = op.attach_btf_id
         if op.attach_prog is not None:
             fields["attach_prog_fd"] = self.fd(op.attach_prog, "program")
         log: list[str] = []
@@ -414,8 +416,8 @@ class Executor:
             at = 8 * slot
             if at + (8 if kind == _ops.PATCH_KFUNC else 16) > len(code):
                 raise PlanError(f"a patch lies at instruction {slot}, behind the end")
-            if kind == _ops.PATCH_ADDR:
-                address = self._address(str(argument))
+            if kind in (_ops.PATCH_ADDR, _ops.PATCH_ADDR_WEAK):
+                address = self._address(str(argument), weak=kind == _ops.PATCH_ADDR_WEAK)
                 struct.pack_into("=I", code, at + 4, address & 0xFFFFFFFF)
                 struct.pack_into("=I", code, at + 12, address >> 32)
                 continue
@@ -445,14 +447,18 @@ class Executor:
             else:
                 raise PlanError(f"{kind!r} is no kind of patch")
 
-    def _address(self, name: str) -> int:
-        if self._kallsyms is None:
-            self._kallsyms = {}
-        if name not in self._kallsyms:
+    def _address(self, name: str, *, weak: bool) -> int:
+        """The address of a kernel symbol, remembered; a weak one that is missing is 0."""
+        if name not in self._addresses:
             from pybpf.kernel.kallsyms import address
 
-            self._kallsyms[name] = address(name)
-        return self._kallsyms[name]
+            try:
+                self._addresses[name] = address(name)
+            except SymbolNotFoundError:
+                if not weak:
+                    raise
+                return 0
+        return self._addresses[name]
 
     def _link_create(self, op: _ops.LinkCreate) -> None:
         try:
