@@ -9,6 +9,7 @@
     iter            None, or the fd slot of the map to iterate over (5.8)
     struct_ops      None; ``prog`` is the map's slot (link 6.4: the map needs BPF_F_LINK)
     tracepoint      "category/name" → perf event and link (5.15; before: ioctl)
+    ksyscall, kretsyscall    name of a system call: kprobe on this machine's entry of it
     kprobe, kretprobe    "function" or "function+offset" → the same (perf kprobe: 4.17)
     uprobe, uretprobe    "path:offset", offset in the file → the same
     perf_event      the fd of a perf event
@@ -172,11 +173,14 @@ def _source(device: str) -> tuple[int, int]:
 
 
 def _probe(executor: Executor, op: LinkCreate, program: int) -> None:
-    device = op.how.replace("ret", "")
+    device = "uprobe" if op.how in ("uprobe", "uretprobe") else "kprobe"
     number, retprobe = _source(device)
     name, separator, offset = str(op.target).rpartition("+" if device == "kprobe" else ":")
     if not separator:
         name, offset = str(op.target), "0"
+    if op.how in ("ksyscall", "kretsyscall"):
+        # arch/{x86,arm64}/include/asm/syscall_wrapper.h
+        name = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}[syscalls.machine()] + name
     try:
         at = int(offset, 0)
     except ValueError:
@@ -218,6 +222,8 @@ _HOW: dict[str, Callable[[Executor, LinkCreate, int], None]] = {
     "tracepoint": _tracepoint,
     "kprobe": _probe,
     "kretprobe": _probe,
+    "ksyscall": _probe,
+    "kretsyscall": _probe,
     "uprobe": _probe,
     "uretprobe": _probe,
     "perf_event": _perf_event,

@@ -198,8 +198,12 @@ class LinkCreate(Op):
     """Attach the program in fd slot ``prog``; the link's fd goes to ``dst``.
 
     how: "link" (BPF_LINK_CREATE with attach_type and target), "raw_tracepoint"
-    (BPF_RAW_TRACEPOINT_OPEN with target name). target: None, an int (fd, ifindex) or a str,
-    as ``how`` asks; extra: further attributes of BPF_LINK_CREATE as ((attr name, value), …).
+    (BPF_RAW_TRACEPOINT_OPEN with target name), or one of those in pybpf.plan.attach (cgroup,
+    netns, interface, iter, struct_ops, tracepoint, kprobe, uprobe, prog_attach …), which also says
+    what target then is. target: None, an int (fd, ifindex) or a str, as ``how`` asks; extra:
+    further attributes of BPF_LINK_CREATE as ((attr name, value), …), parts of unions with a dot
+    ("tracing.cookie").
+    A LinkCreate whose program slot is empty fails: put it under the same When as the ProgLoad.
     """
 
     dst: int
@@ -240,7 +244,8 @@ class When(Op):
     """Run ``then`` if the condition holds, else ``otherwise``.
 
     condition: ("module", name): /sys/kernel/btf/NAME exists;
-    ("symbol", number): the symbol of an earlier Lookup was found.
+    ("symbol", number): the symbol of an earlier Lookup was found; ("slot", number): the fd slot
+    is filled. The first two are decided once, so that ``attach`` agrees with ``ops``.
     """
 
     condition: tuple[str, str | int]

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Whether a Plan is well-formed: types of fields, shape of tuples, slots within range.
+
+``check`` looks at every operation once (some 0.1 ms for a large object), so that the executor can
+rely on what it reads. It says nothing on what the kernel will think of it.
+"""
+
+from __future__ import annotations
+
+from pybpf.errors import FormatError
+from pybpf.plan import ops as _ops
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["check"]
+
+# One letter a field: i int, s str, b bytes, t tuple, B bool; upper-case I, S: or None.
+_KINDS = {
+    _ops.BtfLoad: "ibB",
+    _ops.Lookup: "t",
+    _ops.MapCreate: "isiiiiiiIIiiIIS",
+    _ops.MapFill: "it",
+    _ops.MapFreeze: "i",
+    _ops.ProgLoad: "isiiisibttIbibibiIiIis",
+    _ops.LinkCreate: "isisi*it",
+    _ops.Pin: "is",
+    _ops.Choose: "stt",
+    _ops.When: "ttt",
+}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "i": (int,), "s": (str,), "b": (bytes,), "t": (tuple,), "B": (bool,),
+    "I": (int, type(None)), "S": (str, type(None)), "*": (int, str, type(None)),
+}  # fmt: skip
+_PLAN = (
+    ("name", str), ("slots", int), ("symbols", int), ("ops", tuple), ("attach", tuple),
+    ("maps", dict), ("programs", dict), ("links", dict), ("variables", dict), ("layouts", dict),
+)  # fmt: skip
+_MOST = 1 << 16
+# Fields that are fd slots or symbols.
+_SLOTS = ("dst", "map", "src", "prog", "btf", "inner", "attach_prog")
+_SYMBOLS = ("attach_symbol", "value_symbol")
+
+
+def _bad(what: str) -> FormatError:
+    return FormatError(f"the Plan is inconsistent: {what}.")
+
+
+def check(plan: _ops.Plan) -> None:
+    """Raise FormatError if ``plan`` could not be executed for reasons of its own."""
+    for name, kind in _PLAN:
+        if type(getattr(plan, name)) is not kind:
+            raise _bad(f"its {name} is no {kind.__name__}")
+    if not 0 <= plan.slots <= _MOST or not 0 <= plan.symbols <= _MOST:
+        raise _bad("it has too many slots")
+    _operations(plan, plan.ops, 0)
+    _operations(plan, plan.attach, 0)
+    for maps, shape in ((plan.programs, int), (plan.links, int), (plan.maps, tuple)):
+        for name, place in maps.items():
+            slot = place[0] if shape is tuple and type(place) is tuple and place else place
+            if type(name) is not str or type(slot) is not int or not 0 <= slot < plan.slots:
+                raise _bad(f"{name!r} is in no slot")
+            if shape is tuple and (type(place) is not tuple or len(place) != 3):
+                raise _bad(f"map {name!r} is not described by slot and two layouts")
+    for name, where in plan.variables.items():
+        if (
+            type(name) is not str
+            or type(where) is not tuple
+            or len(where) != 4
+            or where[0] not in plan.maps
+            or type(where[1]) is not int
+            or type(where[2]) is not int
+            or min(where[1:3]) < 0
+        ):
+            raise _bad(f"variable {name!r} has no place in a map")
+
+
+def _operations(plan: _ops.Plan, operations: tuple[Any, ...], depth: int) -> None:
+    if depth > 16:
+        raise _bad("its alternatives are nested too deeply")
+    for op in operations:
+        kinds = _KINDS.get(type(op))
+        if kinds is None:
+            raise _bad(f"{op!r} is no operation")
+        for name, letter in zip(op.FIELDS, kinds, strict=True):
+            value = getattr(op, name)
+            if type(value) not in _TYPES[letter]:
+                raise _bad(f"{type(op).__name__}.{name} is a {type(value).__name__}")
+            if value is not None and name in _SLOTS and not 0 <= value < plan.slots:
+                raise _bad(f"{type(op).__name__}.{name} is slot {value} of {plan.slots}")
+            if value is not None and name in _SYMBOLS and not 0 <= value < plan.symbols:
+                raise _bad(f"{type(op).__name__}.{name} is symbol {value} of {plan.symbols}")
+        more = _MORE.get(type(op))
+        if more is not None:
+            more(plan, op, depth)
+
+
+def _tuples(items: tuple[Any, ...], types: tuple[tuple[type, ...], ...], what: str) -> None:
+    for item in items:
+        if type(item) is not tuple or len(item) != len(types):
+            raise _bad(f"{what} has an item {item!r}")
+        for part, allowed in zip(item, types, strict=True):
+            if type(part) not in allowed:
+                raise _bad(f"{what} has an item {item!r}")
+
+
+def _lookup(plan: _ops.Plan, op: _ops.Lookup, _: int) -> None:
+    _tuples(op.names, ((int,), (str,), (int,), (str, type(None)), (bool,)), "Lookup")
+    for name in op.names:
+        if not 0 <= name[0] < plan.symbols or "\0" in name[1]:
+            raise _bad(f"Lookup of {name[1]!r} goes to symbol {name[0]} of {plan.symbols}")
+
+
+def _map_create(plan: _ops.Plan, op: _ops.MapCreate, _: int) -> None:
+    if op.max_entries < _ops.NR_CPUS or min(op.key_size, op.value_size, op.type) < 0:
+        raise _bad(f"map {op.name!r} has a negative size")
+
+
+def _map_fill(plan: _ops.Plan, op: _ops.MapFill, _: int) -> None:
+    _tuples(op.entries, ((bytes,), (bytes, int)), "MapFill")
+    for _key, value in op.entries:
+        if type(value) is int and not 0 <= value < plan.slots:
+            raise _bad(f"MapFill puts slot {value} of {plan.slots}")
+
+
+def _prog_load(plan: _ops.Plan, op: _ops.ProgLoad, _: int) -> None:
+    if not op.insns or len(op.insns) % 8:
+        raise _bad(f"program {op.name!r} has {len(op.insns)} bytes of instructions")
+    for slot in op.fd_array:
+        if type(slot) is not int or not 0 <= slot < plan.slots:
+            raise _bad(f"program {op.name!r} has slot {slot!r} of {plan.slots} in its fd_array")
+    _tuples(op.patches, ((int,), (str,), (int, str)), f"program {op.name!r}")
+    for slot, _kind, _argument in op.patches:
+        if not 0 <= slot < len(op.insns) // 8:
+            raise _bad(f"program {op.name!r} has a patch at instruction {slot}")
+    for name in ("func_info", "line_info", "core_relo"):
+        data = getattr(op, "core_relos" if name == "core_relo" else name)
+        size = getattr(op, f"{name}_size")
+        if size <= 0 or len(data) % size:
+            raise _bad(f"program {op.name!r} has {len(data)} bytes of {name}, {size} a record")
+
+
+def _link(plan: _ops.Plan, op: _ops.LinkCreate, _: int) -> None:
+    _tuples(op.extra, ((str,), (int,)), f"link {op.name!r}")
+
+
+def _pin(plan: _ops.Plan, op: _ops.Pin, _: int) -> None:
+    if not op.path.startswith("/") or "\0" in op.path:
+        raise _bad(f"the pin {op.path!r} is no absolute path")
+
+
+def _choose(plan: _ops.Plan, op: _ops.Choose, depth: int) -> None:
+    _tuples(op.alternatives, ((str,), (tuple,)), f"choice {op.label!r}")
+    if not op.alternatives or not all(type(code) is int for code in op.on):
+        raise _bad(f"choice {op.label!r} has no alternatives")
+    for _label, operations in op.alternatives:
+        _operations(plan, operations, depth + 1)
+
+
+def _when(plan: _ops.Plan, op: _ops.When, depth: int) -> None:
+    _tuples((op.condition,), ((str,), (str, int)), "When")
+    _operations(plan, op.then, depth + 1)
+    _operations(plan, op.otherwise, depth + 1)
+
+
+_MORE: dict[type, Any] = {
+    _ops.Lookup: _lookup, _ops.MapCreate: _map_create, _ops.MapFill: _map_fill,
+    _ops.ProgLoad: _prog_load, _ops.LinkCreate: _link, _ops.Pin: _pin, _ops.Choose: _choose,
+    _ops.When: _when,
+}  # fmt: skip
