@@ -11,7 +11,6 @@ import os
 import struct
 
 __all__ = [
-    "DEVICE_SIGNED",
     "EVENT",
     "MAGICS",
     "NEVER",
@@ -26,15 +25,15 @@ __all__ = [
 
 OPERATIONS = (
     "exec", "exec_check", "mmap", "mprotect", "ptrace", "bpf_map", "bpf_program", "bpf_link",
+    "brk", "verity", "device_mapper", "sysctl",
 )  # fmt: skip
 VERDICTS = ("allowed", "denied", "audited")
 REASONS = (
     "none", "write_exec", "anonymous", "not_regular", "filesystem", "overlay", "no_device",
     "untrusted_device", "unsigned_device", "modified", "ptrace_owner", "ptrace", "guard_map",
-    "guard_program", "guard_link",
+    "guard_program", "guard_link", "implied_exec", "table_changed", "not_owner", "switches_off",
 )  # fmt: skip
 
-DEVICE_SIGNED, DEVICE_ROOT_HASH = 1, 2
 PATH_NAME_ONLY, PATH_TRUNCATED = 1, 2
 
 # struct fsaccess_event: time operation reason verdict pid tid uid cgroup inode

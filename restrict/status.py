@@ -25,15 +25,21 @@ __all__ = ["Status", "TrustedDevice", "parse", "read", "text"]
 
 
 class TrustedDevice:
-    """A dm-verity device that the policy knows. dev: user space's number."""
+    """A dm-verity device that the policy knows. dev: user space's number.
+
+    signed: trusted. lenient: its table has options under which a valid signature says nothing of
+    what is read (ignore_corruption, check_at_most_once), so it is not trusted.
+    """
 
     __slots__ = (
-        "algorithm", "changed", "dev", "first_seen", "mounts", "name", "root_hash", "signed",
+        "algorithm", "changed", "dev", "first_seen", "lenient", "mounts", "name", "root_hash",
+        "signed",
     )  # fmt: skip
 
     def __init__(self, dev: int, signed: bool) -> None:
         self.dev = dev
         self.signed = signed
+        self.lenient = False
         self.first_seen = 0
         self.changed = 0
         self.algorithm: str | None = None
@@ -50,6 +56,7 @@ class TrustedDevice:
             "device": self.number,
             "name": self.name,
             "signed": self.signed,
+            "lenient": self.lenient,
             "algorithm": self.algorithm,
             "root_hash": self.root_hash,
             "first_seen": self.first_seen / 1e9,
@@ -133,6 +140,7 @@ def _line(status: Status, words: list[str]) -> None:
     elif key == "device":
         values = _pairs(words[2:])
         device = TrustedDevice(_dev(words[1]), values.get("signed") == "1")
+        device.lenient = values.get("lenient") == "1"
         device.first_seen = int(values.get("first_seen", "0"))
         device.changed = int(values.get("changed", "0"))
         device.algorithm = values.get("algorithm")
@@ -209,7 +217,8 @@ def text(status: Status) -> str:
     for device in status.devices:
         lines.append(
             f"  {device.number} {device.name or '?'}: "
-            f"{'signed' if device.signed else 'NOT signed'}, "
+            f"{'signed' if device.signed else 'NOT trusted'}"
+            f"{' (lenient table)' if device.lenient else ''}, "
             f"{device.algorithm or 'root hash'} {device.root_hash or 'unknown'}, "
             + (f"mounted on {', '.join(device.mounts)}" if device.mounts else "not mounted here")
         )
