@@ -1,1 +1,70 @@
 # SPDX-License-Identifier: BSD-2-Clause
+"""``pybpf …``: the library's operations as commands.
+
+Human text by default, JSON with --json. Exit status: 0 done, 1 refused or mismatched, 2 wrong
+usage. Errors go to standard error, one paragraph each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from pybpf.errors import PybpfError, UsageError
+
+__all__ = ["main"]
+
+# Command → (module with add(parser) and run(args), what it does).
+_COMMANDS = {
+    "relocate": ("relocate", "print an object's final instructions for a kernel; no privileges"),
+    "verify": ("verify", "load an object's programs and tell the verifier's verdict; no attaching"),
+    "bundle": ("bundle", "compile an object to a Plan file"),
+    "run": ("run", "load and attach a Plan file or an object, until interrupted"),
+    "inspect": ("inspect", "tell what an object or a Plan file holds"),
+    "disasm": ("disasm", "disassemble an object's programs"),
+}
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[Any], int]]]:
+    parser = argparse.ArgumentParser(prog="pybpf", description="A BPF loader in pure Python.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    runners: dict[str, Callable[[Any], int]] = {}
+    for name, (where, text) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        module = import_module(f"pybpf.cli.{where}")
+        module.add(sub)
+        runners[name] = module.run
+    return parser, runners
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit status."""
+    parser, runners = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as exc:  # argparse: --help 0, wrong usage 2
+        return exc.code if isinstance(exc.code, int) else 2
+    try:
+        status = runners[args.command](args)
+        sys.stdout.flush()
+        return status
+    except UsageError as exc:
+        print(f"pybpf {args.command}: {exc}", file=sys.stderr)
+        return 2
+    except PybpfError as exc:
+        print(f"pybpf {args.command}: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing more to say, and nothing to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        print(f"pybpf {args.command}: {where}{exc.strerror}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -69,7 +69,7 @@ def _create(
         path = f"{pin_root or PIN_ROOT}/{spec.name}"
     return ops.MapCreate(
         dst=slot,
-        name=(spec.kernel_name or spec.name)[:15],
+        name=spec.kernel_name or spec.name,
         type=spec.type,
         key_size=spec.key_size,
         value_size=spec.value_size,

@@ -103,7 +103,7 @@ class ProgramCompiler:
         return (
             ops.ProgLoad(
                 dst=self.places.slot("program", program.name),
-                name=program.name[:15],
+                name=program.name,
                 type=program.type,
                 expected_attach_type=program.expected_attach_type,
                 flags=program.flags,
@@ -140,6 +140,7 @@ class ProgramCompiler:
                     f"{KIND_NAMES[kind]} {name!r} in the {where}.",
                     hint="Check the name against `pybpf btf dump`, load the module that has it, "
                     "or switch the program off (with_program(name, autoload=False)).",
+                    target=program.attach_to,
                 )
             resolved = found[1]
             if resolved.module is None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""``pybpf bundle``: an object compiled to a Plan file that runs on every kernel from 5.17."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+
+from pybpf.cli.common import add_edits, edit, read_object
+from pybpf.compiler.compile import compile
+from pybpf.plan.frozen import to_bytes
+
+__all__ = ["add", "run"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("object", metavar="OBJ", help="BPF object file")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument(
+        "--export",
+        metavar="TYPE",
+        action="append",
+        default=[],
+        help='carry the layout of a further type ("struct event")',
+    )
+    parser.add_argument(
+        "--relocate",
+        choices=("kernel", "python"),
+        default="kernel",
+        help="kernel (default): runs on any kernel from 5.17; python: for the running kernel only",
+    )
+    parser.add_argument("--pin-root", metavar="DIR", help="where maps pinned by name go")
+    add_edits(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the bundle: whole or not at all."""
+    spec = edit(read_object(args.object), args)
+    plan = compile(spec, relocate=args.relocate, pin_root=args.pin_root, export=args.export)
+    data = to_bytes(plan)
+    folder = os.path.dirname(args.output) or "."
+    fd, temporary = tempfile.mkstemp(dir=folder, prefix=".bundle-")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, args.output)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    print(f"{args.output}: {len(data)} bytes, {len(plan.programs)} programs, {len(plan.maps)} maps")
+    return 0

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""``pybpf disasm``: programs in the syntax of the kernel's verifier."""
+
+from __future__ import annotations
+
+import argparse
+
+from pybpf.asm.disasm import disasm
+from pybpf.cli.common import add_target, read_object, target_of, warn
+from pybpf.compiler.core import source_of
+from pybpf.compiler.listing import ProgramListing, listing
+from pybpf.errors import UsageError
+from pybpf.spec import ObjectSpec
+
+__all__ = ["add", "run"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("object", metavar="OBJ", help="BPF object file")
+    parser.add_argument("program", metavar="PROGRAM", nargs="*", help="only these programs")
+    parser.add_argument(
+        "--raw", action="store_true", help="functions as they stand in the file, not relocated"
+    )
+    add_target(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the listing; 1 if a program could not be relocated."""
+    spec = read_object(args.object)
+    if args.raw:
+        for function in spec.functions:
+            if args.program and function.name not in args.program:
+                continue
+            print(f"{function.section} {function.name}:")
+            for line in disasm(function.insns, spec.byteorder):
+                print(f"  {line}")
+        return 0
+    unknown = [name for name in args.program if name not in spec.programs]
+    if unknown:
+        raise UsageError(
+            f"there is no program {unknown[0]!r}; programs: {', '.join(spec.programs)}."
+        )
+    status = 0
+    for program in listing(spec, target_of(args)).programs:
+        if args.program and program.program.name not in args.program:
+            continue
+        if program.error is not None:
+            status = 1
+            warn("disasm", str(program.error))
+            continue
+        _print(spec, program)
+    return status
+
+
+def _print(spec: ObjectSpec, program: ProgramListing) -> None:
+    assert program.linked is not None
+    starts = {start: spec.functions[number] for number, start in program.linked.functions}
+    sources = {}
+    for number, start in program.linked.functions:
+        function = spec.functions[number]
+        for row in function.lines:
+            text = spec.btf.name(row.line_off).strip() if spec.btf is not None else ""
+            sources[start + row.insn] = f"{text} @ {source_of(spec, function, row.insn)}"
+    print(f"{program.program.section} {program.program.name}:")
+    for line in disasm(program.insns, spec.byteorder):
+        slot = int(line.split(":", 1)[0]) if line.split(":", 1)[0].strip().isdigit() else -1
+        if slot in starts and slot:
+            print(f" {starts[slot].name}:")
+        if slot in sources:
+            print(f"  ; {sources[slot]}")
+        print(f"  {line}")
