@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["OBJECT", "build", "spec", "write"]
 
 OBJECT = Path(__file__).resolve().parent.parent / "bpf/objects/fsaccess.bpf.o"
-_STATUS = ("fsaccess_status",)
+# Programs that the object leaves switched off: restrict attaches the first two itself.
+_BY_RESTRICT = ("fsaccess_status", "fsaccess_sysctl")
+_GATE = ("fsaccess_dm_ioctl", "fsaccess_dm_ioctl_compat")
 _FILESYSTEMS_MOST = 8
 
 
@@ -49,8 +51,13 @@ def spec(
     *,
     filesystems: Sequence[str] = ("erofs", "squashfs"),
     deny_ptrace: bool = False,
+    gate_device_mapper: bool = False,
 ) -> ObjectSpec:
-    """The object's spec with the settings in its .rodata and the status iterator loaded."""
+    """The object's spec with the settings in its .rodata and restrict's own programs loaded.
+
+    gate_device_mapper: nobody but the owner may change device-mapper tables (other users of the
+    device mapper, LVM or LUKS, stop working once the policy is armed).
+    """
     from pybpf import elf
 
     found = elf.read(source)
@@ -60,9 +67,11 @@ def spec(
         found, "filesystem_magics", b"".join(n.to_bytes(4, "little") for n in numbers)
     )
     found = set_variable(found, "deny_ptrace", int(deny_ptrace).to_bytes(4, "little"))
-    for name in _STATUS:
-        if name in found.programs:
-            found = found.with_program(name, autoload=True, autoattach=False)
+    for name in _BY_RESTRICT:
+        found = found.with_program(name, autoload=True, autoattach=False)
+    if gate_device_mapper:
+        for name in _GATE:
+            found = found.with_program(name, autoload=True, autoattach=True)
     return found
 
 
@@ -83,13 +92,18 @@ def build(
     *,
     filesystems: Sequence[str] = ("erofs", "squashfs"),
     deny_ptrace: bool = False,
+    gate_device_mapper: bool = False,
 ) -> Plan:
     """The policy's Plan, relocated by the kernel that runs it: one for all kernels."""
     from pybpf.compiler import compile as compile_plan
 
-    return compile_plan(
-        spec(source, filesystems=filesystems, deny_ptrace=deny_ptrace), relocate="kernel"
+    found = spec(
+        source,
+        filesystems=filesystems,
+        deny_ptrace=deny_ptrace,
+        gate_device_mapper=gate_device_mapper,
     )
+    return compile_plan(found, relocate="kernel")
 
 
 def write(plan: Plan, path: str | os.PathLike[str]) -> int:

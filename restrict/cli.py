@@ -181,6 +181,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
         arguments.object or bundle.OBJECT,
         filesystems=arguments.filesystem or ("erofs", "squashfs"),
         deny_ptrace=arguments.deny_ptrace,
+        gate_device_mapper=arguments.gate_device_mapper,
     )
     size = bundle.write(plan, arguments.output)
     if arguments.json:
@@ -282,6 +283,10 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument(
         "--deny-ptrace", action="store_true", help="nobody attaches to another process"
     )
+    bundle.add_argument(
+        "--gate-device-mapper", action="store_true",
+        help="nobody but the owner changes device-mapper tables (stops LVM, LUKS …)",
+    )  # fmt: skip
 
     add("init", "boot a signed root as PID 1 of an initramfs (see init --help)", None)
     return parser

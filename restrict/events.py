@@ -7,6 +7,7 @@ denies to everybody else. A full buffer drops records and counts them (see ``res
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from restrict import abi
@@ -15,6 +16,7 @@ from restrict.errors import RestrictError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 __all__ = ["Event", "Reader", "decode"]
 
@@ -135,12 +137,18 @@ class Reader:
     A context manager. Only one reader may consume a ring buffer at a time.
     """
 
+    __slots__ = ("_map", "_ring")
+
     def __init__(self, fd: int) -> None:
+        from pybpf.kernel.map import Map
         from pybpf.kernel.ringbuf import RingBuffer
 
-        from pybpf.kernel.map import Map
-
-        self._map = Map.from_fd(os.dup(fd))
+        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            self._map = Map.from_fd(copy, name="events")
+        except BaseException:
+            os.close(copy)
+            raise
         try:
             self._ring = RingBuffer(self._map)
         except BaseException:
@@ -149,9 +157,22 @@ class Reader:
 
     def fileno(self) -> int:
         """For poll(2): readable when there are events."""
-        return self._map.fd
+        return self._map.fileno()
 
-    def read(self, consume: Callable[[Event], None], timeout: float | None = 0) -> int:
+    def read(self, consume: Callable[[Event], object], timeout: float | None = 0) -> int:
         """Hand each waiting event to ``consume``; wait at most ``timeout`` seconds for the
         first (None: for ever). Returns how many there were."""
-        raise NotImplementedError
+        if timeout != 0 and not self._ring.poll(timeout):
+            return 0
+        return self._ring.consume(lambda record: consume(Event(record)))
+
+    def close(self) -> None:
+        """Take the ring out of memory and close the duplicate."""
+        self._ring.close()
+        self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

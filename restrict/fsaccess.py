@@ -17,11 +17,12 @@ import os
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
+from pybpf.sys import abi as bpf_abi
 from pybpf.sys import bpf
 from restrict import abi
 from restrict.errors import KernelError, RestrictError
 from restrict.guard import Globals, offsets_of, start_ticks
-from restrict.mounts import in_initramfs
+from restrict.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, in_initramfs, mount, unmount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = ["PIN", "STATUS", "Policy", "enable", "initramfs_device", "load_plan"]
 
 PIN = "/sys/fs/bpf/restrict/fsaccess"
 STATUS = "fsaccess_status"
+SYSCTL = "fsaccess_sysctl"
 _LINKS_LEAST = 8  # a plan with fewer attached programs is not this policy
 
 
@@ -161,10 +163,43 @@ def _unpin(path: str) -> None:
         pass
 
 
+def _attach_sysctl(obj: Object) -> Link:
+    """Attach the guard of kernel.ftrace_enabled to the root cgroup.
+
+    Through a mount of our own, because in early boot there is none, and only for a moment.
+    """
+    folder = f"/run/restrict-cgroup-{os.getpid()}"
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError as e:
+        raise KernelError(
+            f"no directory to mount cgroup2 on: {os.strerror(e.errno or 0)}.",
+            errno=e.errno or 0,
+            call="mkdir",
+            path=folder,
+            hint="Mount a tmpfs on /run.",
+        ) from None
+    try:
+        mount("cgroup2", folder, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            unmount(folder, lazy=True)
+    finally:
+        os.rmdir(folder)
+    try:
+        program = obj.programs[SYSCTL].fileno()
+        return Link(bpf.link_create(program, fd, bpf_abi.BPF_CGROUP_SYSCTL), SYSCTL)
+    except KernelError as e:
+        raise e.at(program=SYSCTL, cgroup="/") from None
+    finally:
+        os.close(fd)
+
+
 def _pin_status(obj: Object, path: str) -> Link:
     """Create the status iterator's link and pin it where everybody may read it."""
     program = obj.programs[STATUS]
-    link = Link(bpf.link_create(program.fileno(), 0, 28), STATUS)  # BPF_TRACE_ITER
+    link = Link(bpf.link_create(program.fileno(), 0, bpf_abi.BPF_TRACE_ITER), STATUS)
     try:
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
@@ -216,6 +251,7 @@ def enable(
     name = "load"
     obj: Object | None = None
     status: Link | None = None
+    sysctl: Link | None = None
     pinned = False
     try:
         step(name)
@@ -239,7 +275,9 @@ def enable(
         name = "attach"
         step(name)
         obj.attach()
-        links = {n: obj.links[n] for n in obj.links}
+        links = dict(obj.links)
+        if SYSCTL in obj.programs:
+            sysctl = links[SYSCTL] = _attach_sysctl(obj)
         if len(links) < _LINKS_LEAST:
             raise RestrictError(
                 f"the plan attached {len(links)} programs, which is not the whole policy."
@@ -286,12 +324,15 @@ def enable(
     except BaseException as e:
         if pinned and status_pin is not None:
             _unpin(status_pin)
-        if status is not None:
-            status.close()
+        for link in (status, sysctl):
+            if link is not None:
+                link.close()
         if obj is not None:
             obj.close()
         if isinstance(e, PybpfError):
             raise e.at(policy="fsaccess", step=name) from None
         raise
+    if sysctl is not None:
+        sysctl.close()
     obj.close()  # the duplicates keep what is needed; programs and other maps live through links
     return policy

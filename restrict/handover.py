@@ -46,6 +46,17 @@ if TYPE_CHECKING:
 __all__ = ["VARIABLE", "adopt", "hand_over", "take_back"]
 
 VARIABLE = "RESTRICT_HANDOVER"
+# Link type, attach type and program type of every link, and of the two that are no LSM programs.
+_LSM = (bpf_abi.BPF_LINK_TYPE_TRACING, bpf_abi.BPF_LSM_MAC, bpf_abi.BPF_PROG_TYPE_LSM)
+_KINDS = {
+    "fsaccess_brk": (
+        bpf_abi.BPF_LINK_TYPE_TRACING, bpf_abi.BPF_MODIFY_RETURN, bpf_abi.BPF_PROG_TYPE_TRACING,
+    ),
+    "fsaccess_sysctl": (
+        bpf_abi.BPF_LINK_TYPE_CGROUP, bpf_abi.BPF_CGROUP_SYSCTL,
+        bpf_abi.BPF_PROG_TYPE_CGROUP_SYSCTL,
+    ),
+}  # fmt: skip
 _HEADER = "restrict-handover 1"
 _SIZE_LIMIT = 1 << 16
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
@@ -230,10 +241,13 @@ def _check_link(name: str, fd: int, ident: int, prog: int, tag: str, bss: int) -
     """Ask the kernel about one inherited link."""
     with _open(Link, fd, name) as link:
         info = link.info()
-    if info["type"] != bpf_abi.BPF_LINK_TYPE_TRACING:
-        _refuse("it is no link of type TRACING", link=name, fd=fd)
-    if info["attach_type"] != bpf_abi.BPF_LSM_MAC:
-        _refuse("it is not attached as BPF_LSM_MAC", link=name, fd=fd)
+    link_type, attach_type, program_type = _KINDS.get(name, _LSM)
+    if info["type"] != link_type:
+        _refuse(f"it is a link of type {info['type']}, not {link_type}", link=name, fd=fd)
+    if info.get("attach_type") != attach_type:
+        _refuse(
+            f"its attach type is {info.get('attach_type')}, not {attach_type}", link=name, fd=fd
+        )
     if info["id"] != ident or info["prog_id"] != prog:
         _refuse(
             f"it is link {info['id']} of program {info['prog_id']}, not link {ident} of {prog}",
@@ -241,8 +255,8 @@ def _check_link(name: str, fd: int, ident: int, prog: int, tag: str, bss: int) -
             fd=fd,
         )
     with Program.from_id(prog) as program:
-        if program.type != bpf_abi.BPF_PROG_TYPE_LSM:
-            _refuse(f"its program {prog} is no LSM program", link=name, fd=fd)
+        if program.type != program_type:
+            _refuse(f"its program is of type {program.type}, not {program_type}", link=name, fd=fd)
         if program.tag != tag:
             _refuse(f"its program has the tag {program.tag}, not {tag}", link=name, fd=fd)
         if bss not in program.map_ids():

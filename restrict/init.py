@@ -110,6 +110,17 @@ def _deactivate(settings: InitConfig) -> None:
         mapper.remove(settings.name)
 
 
+def _preload() -> None:
+    """Import what is otherwise imported on demand: names for errors, which are needed most when
+    the initramfs, and the modules' files with it, is gone."""
+    import pybpf.kernel.explain_map
+    import pybpf.kernel.verifier_log
+    import pybpf.plan.attach
+    import pybpf.plan.run
+    import pybpf.sys.abi_names
+    import pybpf.sys.diagnose  # noqa: F401
+
+
 class _State:
     """How far the boot came, for the message of a failure."""
 
@@ -141,6 +152,7 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     step("keyring")
     say(_certificates(certificates))
     step("check")
+    _preload()
     preflight.require()
     trusted = fsaccess.initramfs_device()
     state.policy = fsaccess.enable(

@@ -185,7 +185,7 @@ def test_record() -> None:
         ("place armed 0 4\n", "", "every global"),
         ("place armed 0 4", "place armed 2 4", "armed"),
         ("link fsaccess_exec 7", "link fsaccess_exec -7", "is no number"),
-        ("link fsaccess_exec 7 21", "link fsaccess_exec 7 ２1", "is no number"),
+        ("link fsaccess_exec 7 21", "link fsaccess_exec 7 \uff121", "is no number"),
         ("status none", "status some", "has the line"),
         ("status none", "hello", "has the line"),
     ],
