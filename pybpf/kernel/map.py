@@ -443,10 +443,11 @@ class Map(KernelObject):
             "key_size": key,
             "value_size": value,
             "max_entries": entries,
-            # The kernel adds RDONLY_PROG to none and drops none, but a pin opened read-only
-            # carries the access mode of its fd.
             "map_flags": flags,
             "map_extra": extra,
         }
+        if info["type"] in (abi.BPF_MAP_TYPE_DEVMAP, abi.BPF_MAP_TYPE_DEVMAP_HASH):
+            # The kernel adds BPF_F_RDONLY_PROG to these itself (kernel/bpf/devmap.c).
+            wanted["map_flags"] = flags | info["map_flags"] & abi.BPF_F_RDONLY_PROG
         differs = [f"{n} {info[n]}, not {w}" for n, w in wanted.items() if info[n] != w]
         return ", ".join(differs) or None
