@@ -5,6 +5,7 @@
 
 #include "state.h"
 #include "report.h"
+#include "device_mapper.h"
 
 /* Copies whole 64-bit words of a digest and clears what lies behind its length. */
 static __always_inline void copy_digest(u8 *to, u64 address, u32 length)
@@ -47,43 +48,6 @@ static __always_inline struct fsaccess_device *record_of(const struct block_devi
 	return bpf_map_lookup_elem(&verity_devices, &device);
 }
 
-static __always_inline u64 read_word(u64 address)
-{
-	return cast_to(address, struct timespec64)->tv_sec;
-}
-
-static __always_inline u32 read_half(u64 address)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return (u32)read_word(address);
-#else
-	return (u32)(read_word(address) >> 32);
-#endif
-}
-
-/* Does the table that is being resumed return an error, or worse, for every altered block? Looks up
- * the target through device mapper's own structures; `signature` is the target's, which tells that
- * it is the right one. Where the modules' types are not known, dm-verity's word has to do. */
-static __always_inline bool is_strict(const struct block_device *bdev, u64 signature)
-{
-	u64 device, table, verity;
-	u32 mode;
-
-	if (!core_type_exists(struct mapped_device) || !core_type_exists(struct dm_table) ||
-	    !core_type_exists(struct dm_target) || !core_type_exists(struct dm_verity))
-		return true;
-	device = (u64)bdev->bd_disk->private_data;
-	table = read_word(device + core_offset(struct mapped_device, map));
-	verity = read_word(read_word(table + core_offset(struct dm_table, targets)) +
-			   core_offset(struct dm_target, private));
-	mode = read_half(verity + core_offset(struct dm_verity, mode));
-	return read_half(table + core_offset(struct dm_table, num_targets)) == 1 &&
-	       read_word(verity + core_offset(struct dm_verity, root_digest_sig)) == signature &&
-	       read_word(verity + core_offset(struct dm_verity, validated_blocks)) == 0 &&
-	       (mode == DM_VERITY_MODE_EIO || mode == DM_VERITY_MODE_RESTART ||
-		mode == DM_VERITY_MODE_PANIC);
-}
-
 /* Another root hash than the one recorded means other content: what was verified no longer counts
  * until the signature is reported again. */
 static __always_inline void record_root_hash(struct fsaccess_device *record, u64 value)
@@ -116,9 +80,11 @@ static __always_inline void record_signature(struct fsaccess_device *record,
 					     const struct block_device *bdev, u64 value, u64 size)
 {
 	u32 flags = record->flags & ~(FSACCESS_DEVICE_SIGNED | FSACCESS_DEVICE_LENIENT);
+	u64 target = target_of(bdev);
 
+	record->target_type = target_type(target);
 	if (value && size)
-		flags |= is_strict(bdev, value) ? FSACCESS_DEVICE_SIGNED : FSACCESS_DEVICE_LENIENT;
+		flags |= is_strict(target, value) ? FSACCESS_DEVICE_SIGNED : FSACCESS_DEVICE_LENIENT;
 	record->flags = flags;
 }
 
@@ -165,8 +131,11 @@ int fsaccess_bdev_free(u64 *ctx)
 {
 	const struct block_device *bdev = cast_to(ctx[0], struct block_device);
 	u32 device = bdev->bd_dev;
+	struct fsaccess_device *record = bpf_map_lookup_elem(&verity_devices, &device);
 
-	bpf_map_delete_elem(&verity_devices, &device);
+	/* Comes after a grace period: another device may have the number by now. */
+	if (record && record->identity == (u64)bdev)
+		bpf_map_delete_elem(&verity_devices, &device);
 	return 0;
 }
 

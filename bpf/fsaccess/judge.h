@@ -3,6 +3,7 @@
 #ifndef BPF_FSACCESS_JUDGE_H
 #define BPF_FSACCESS_JUDGE_H
 
+#include "device_mapper.h"
 #include "report.h"
 
 static __always_inline bool is_listed_filesystem(u64 magic)
@@ -56,6 +57,9 @@ static __always_inline enum fsaccess_reason judge_inode(const struct request *re
 		return FSACCESS_REASON_UNTRUSTED_DEVICE;
 	if (!(record->flags & FSACCESS_DEVICE_SIGNED))
 		return FSACCESS_REASON_UNSIGNED_DEVICE;
+	/* Only verity tables are reported; any other may have taken its place. */
+	if (record->target_type && target_type(target_of(bdev)) != record->target_type)
+		return FSACCESS_REASON_TABLE_CHANGED;
 	return FSACCESS_REASON_NONE;
 }
 

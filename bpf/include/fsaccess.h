@@ -64,7 +64,8 @@ enum fsaccess_reason {
 	FSACCESS_REASON_GUARD_PROGRAM = 13,
 	FSACCESS_REASON_GUARD_LINK = 14,
 	FSACCESS_REASON_IMPLIED_EXEC = 15,     /* personality READ_IMPLIES_EXEC */
-	FSACCESS_REASON_TABLE_CHANGED = 16,    /* a trusted device loses what made it trusted */
+	FSACCESS_REASON_TABLE_CHANGED = 16,    /* the device no longer has the table it was
+						  trusted for, or is about to get another */
 	FSACCESS_REASON_NOT_OWNER = 17,        /* reserved to the owner */
 	FSACCESS_REASON_SWITCHES_OFF = 18,     /* would stop BPF trampolines, and so the policy */
 };
@@ -77,7 +78,7 @@ enum {
 					       (ignore_corruption, check_at_most_once): not trusted */
 };
 
-/* Value of verity_devices; the key is the device number, (major << 20) | minor. 112 bytes. */
+/* Value of verity_devices; the key is the device number, (major << 20) | minor. 120 bytes. */
 struct fsaccess_device {
 	u64 first_seen; /*  0: ns since boot (CLOCK_BOOTTIME) when the device was first recorded */
 	u64 changed;    /*  8: ns since boot of the last report by dm-verity */
@@ -87,6 +88,8 @@ struct fsaccess_device {
 	u32 digest_length;                        /* 28: bytes, at most 64 */
 	char algorithm[FSACCESS_ALGORITHM_SIZE];  /* 32: hash name, NUL-terminated: "sha256" */
 	u8 digest[FSACCESS_DIGEST_SIZE];          /* 48: root hash, digest_length bytes */
+	u64 target_type; /* 112: address of the kernel's struct target_type of dm-verity; a device
+			     whose table was swapped does not match it; 0: not known */
 };
 
 /* Value of counters; the key is enum fsaccess_operation. 32 bytes. */

@@ -102,11 +102,14 @@ struct dm_verity_digest {
  * so they are known only if the modules are loaded before the policy is; and because
  * bpf_rdonly_cast knows vmlinux types alone, only their offsets are used (core_offset).
  */
+struct target_type;
+
 struct mapped_device {
 	void *map;
 } __core;
 
 struct dm_target {
+	struct target_type *type;
 	void *private;
 } __core;
 
