@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The results as text: tables of medians with quartiles, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tools.benchmarks.phases import PHASES
+from tools.benchmarks.stats import Summary
+from tools.benchmarks.table import number, render, spread
+
+__all__ = ["guest_text", "host_text"]
+
+#: Shown as columns, in the order of a process's life.
+_PHASES = ("interpreter", "import", *PHASES, "rest", "end")
+
+
+def _summary(value: Mapping[str, Any]) -> Summary:
+    interval = value["interval"]
+    return Summary(**{**value, "interval": None if interval is None else tuple(interval)})
+
+
+def _cell(results: Mapping[str, Any], key: str) -> str:
+    return spread(_summary(results[key])) if key in results else ""
+
+
+def _middle(value: Mapping[str, Any]) -> str:
+    return number(_summary(value).median)
+
+
+def host_text(host: Mapping[str, Any]) -> str:
+    """Everything of the host part."""
+    parts = [_about(host["about"])]
+    start = host["start"]
+    parts.append(
+        "Start of the interpreter (python3 -I -S) and imports: whole process\n"
+        + render(
+            ["", "ms", "over import ctypes, ms", "RSS, MB"],
+            [
+                [name, _cell(row, "whole_ms"), _cell(row, "over_ctypes_ms"), _cell(row, "rss_mb")]
+                for name, row in start.items()
+            ],
+        )
+    )
+    for name, subject in host["objects"].items():
+        parts.append(_subject(name, subject))
+    if host["missing"]:
+        parts.append(f"Not there, so not measured: {', '.join(host['missing'])}.")
+    return "\n\n".join(parts)
+
+
+def _about(about: Mapping[str, Any]) -> str:
+    return (
+        f"Host: Linux {about['kernel']} {about['machine']}, {about['cpus']} CPUs, load "
+        f"{about['load'][0]} at the start; {about['python']}; Debian's libbpf {about['libbpf']}; "
+        f"{about['bpftool']}.\n"
+        "Medians of paired rounds, quartiles in brackets; ratios are taken within each round.\n"
+        "«whole»: from before the spawn to the end of the process. «in process»: from the first "
+        "line after the imports at its top\n"
+        "to all programs loaded; of the C program: open and load of libbpf. «CPU»: processor time "
+        "of the process, which a\n"
+        "busy machine disturbs less. RSS: peak resident set. Nothing is attached."
+    )
+
+
+def _subject(name: str, subject: Mapping[str, Any]) -> str:
+    contenders = subject["contenders"]
+    rows = [
+        [
+            contender,
+            _cell(row, "whole_ms"),
+            _cell(row, "in_process_ms"),
+            _middle(row["cpu_ms"]),
+            _middle(row["rss_mb"]),
+            _cell(row, "whole_over_libbpf"),
+            _cell(row, "whole_over_bpftool"),
+            _cell(row, "cpu_over_libbpf"),
+            _cell(row, "in_process_over_libbpf"),
+        ]
+        for contender, row in contenders.items()
+    ]
+    title = (
+        f"{name}: {subject['programs']:.0f} programs, {subject['bytes']:,} bytes of ELF, "
+        f"{subject['bundle_bytes']:,} of bundle ({subject['file']}, {subject['origin']})"
+    )
+    parts = [
+        title,
+        render(
+            [
+                "contender", "whole ms", "in process ms", "CPU ms", "RSS MB",
+                "whole ÷ libbpf", "whole ÷ bpftool", "CPU ÷ libbpf", "in process ÷ libbpf",
+            ],
+            rows,
+        ),
+    ]  # fmt: skip
+    if "phases" in subject:
+        shown = [
+            phase
+            for phase in _PHASES
+            if any(_summary(way[phase]).median > 0 for way in subject["phases"].values())
+        ]
+        parts.append(
+            render(
+                ["phases, ms", *shown],
+                [
+                    [way, *(_middle(values[phase]) for phase in shown)]
+                    for way, values in subject["phases"].items()
+                ],
+            )
+        )
+    if "calls" in subject:
+        parts.append(
+            render(
+                ["bpf(2)", "calls", "failed", "ms in them"],
+                [
+                    [way, str(row["calls"]), str(row["failed"]), _cell(row, "ms")]
+                    for way, row in subject["calls"].items()
+                ],
+            )
+        )
+    return "\n".join(parts)
+
+
+def guest_text(guest: Mapping[str, Any]) -> str:
+    """Everything of the guest part, lane by lane."""
+    parts = []
+    for lane, result in guest.items():
+        lines = [
+            f"Guest, lane {lane}: Linux {result['kernel']}, emulated without hardware support "
+            "(TCG, one CPU):\n"
+            "absolute numbers are many times those of a machine; the ratios between the columns "
+            "are the point."
+        ]
+        lines += [table for table in _guest_tables(result) if table]
+        parts.append("\n\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _guest_tables(result: Mapping[str, Any]) -> Sequence[str]:
+    return []
+
+
