@@ -205,7 +205,7 @@ def _operation(numbers: tuple[int, ...], values: list[Any]) -> Any:
     if not numbers or numbers[0] >= len(CLASSES):
         raise FormatError("the frozen Plan has an operation that this pybpf does not know.")
     kind = CLASSES[numbers[0]]
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     names: tuple[str, ...] = kind.FIELDS  # type: ignore[attr-defined]
     if len(numbers) != len(names) + 1:
         raise FormatError(f"the frozen Plan has a {kind.__name__} of {len(numbers) - 1} fields.")

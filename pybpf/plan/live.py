@@ -71,7 +71,7 @@ class Object:
             for entry in executor.journal
             if entry[0] == "fd" and isinstance(entry[1], int) and entry[1] not in owned
         ]
-        self.vars = Variables(self)
+        self.vars = Variables(plan, self.maps)
         # From here on this object owns the fds; pins that were made stay.
         executor.journal.clear()
 
@@ -222,40 +222,42 @@ class Variables:
     ``unmap()`` gives the mappings back; the next access maps again.
     """
 
-    __slots__ = ("_object", "_views")
+    __slots__ = ("_maps", "_plan", "_views")
 
-    def __init__(self, owner: Object) -> None:
-        self._object = owner
+    # No reference to the Object: a cycle would delay its end until the garbage collector runs.
+    def __init__(self, plan: Plan, maps: dict[str, Map]) -> None:
+        self._plan = plan
+        self._maps = maps
         self._views: dict[str, tuple[mmap.mmap, bool]] = {}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._object.plan.variables
+        return name in self._plan.variables
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._object.plan.variables)
+        return iter(self._plan.variables)
 
     def __len__(self) -> int:
-        return len(self._object.plan.variables)
+        return len(self._plan.variables)
 
     def keys(self) -> Iterator[str]:
         return iter(self)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         for name in self:
-            if self._object.plan.variables[name][0] in self._object.maps:
+            if self._plan.variables[name][0] in self._maps:
                 yield name, self[name]
 
     def _place(self, name: str) -> tuple[Map, str, int, int, Any]:
-        variables = self._object.plan.variables
+        variables = self._plan.variables
         if name not in variables:
             raise UsageError(
                 f"there is no variable {name!r}; there are: {', '.join(variables)}",
-                object=self._object.name,
+                object=self._plan.name,
             )
         map_name, offset, size, layout = variables[name]
-        if map_name not in self._object.maps:
+        if map_name not in self._maps:
             raise UsageError(f"the map {map_name} of variable {name} was not made or is closed")
-        return self._object.maps[map_name], map_name, offset, size, layout
+        return self._maps[map_name], map_name, offset, size, layout
 
     def _view(self, found: Map, name: str) -> mmap.mmap | None:
         """The mapping of a data map, None where it cannot be mapped."""
@@ -283,7 +285,7 @@ class Variables:
             raise UsageError(
                 f"variable {name!r} is in {map_name}, which is read-only once it is loaded; "
                 "set it in the spec before loading",
-                object=self._object.name,
+                object=self._plan.name,
             )
         view = self._view(found, map_name)
         if view is not None:

@@ -58,8 +58,10 @@ class Op:
         for name in self.FIELDS:
             if name in values:
                 setattr(self, name, values.pop(name))
-            else:
+            elif name in self.DEFAULTS:
                 setattr(self, name, self.DEFAULTS[name])
+            else:
+                raise TypeError(f"{type(self).__name__} needs the field {name}")
         if values:
             raise TypeError(f"{type(self).__name__} has no field {', '.join(values)}")
 
@@ -215,7 +217,7 @@ class LinkCreate(Op):
     flags: int
     extra: tuple[tuple[str, int], ...]
     __slots__ = FIELDS = ("dst", "name", "prog", "how", "attach_type", "target", "flags", "extra")
-    DEFAULTS = {"how": "link", "target": None, "flags": 0, "extra": ()}
+    DEFAULTS = {"how": "link", "attach_type": 0, "target": None, "flags": 0, "extra": ()}
 
 
 class Pin(Op):
