@@ -49,6 +49,8 @@ class Outcome:
 
     def __str__(self) -> str:
         more = f" ({self.detail})" if self.detail else ""
+        if self.kind == "refused" and not self.code:
+            return f"refused{more}"
         if self.kind == "refused":
             return f"refused with {_errno_name(self.code)}{more}"
         if self.kind == "killed":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-__all__ = ["ALL_LANES", "Case", "Drive", "Guest", "Node", "Scenario", "Symlink"]
+__all__ = ["ALL_LANES", "Case", "Content", "Drive", "Guest", "Node", "Scenario", "Symlink"]
 
 ALL_LANES = ("7.3", "6.12")
 
@@ -39,6 +39,12 @@ class Node:
         self.minor = minor
 
 
+if TYPE_CHECKING:
+    Content = bytes | Symlink | Node | Callable[[], bytes]
+else:
+    Content = object
+
+
 class Drive:
     """A read-only disk of the guest.
 
@@ -52,7 +58,7 @@ class Drive:
 
     def __init__(
         self,
-        content: Mapping[str, bytes | Symlink | Node | Callable[[], bytes]],
+        content: Mapping[str, Content],
         *,
         filesystem: str = "erofs",
         signature: str = "signer",
@@ -272,11 +278,22 @@ class Guest:
             minor,
         )
 
-    def mount(self, node: str, where: str, kind: str = "erofs", flags: int = 1) -> None:
-        """Mount *node*, read-only unless *flags* say otherwise."""
+    def mount(
+        self, node: str, where: str, kind: str = "erofs", flags: int = 1, options: str = ""
+    ) -> None:
+        """Mount *node*, read-only unless *flags* say otherwise; *where* is made."""
         from tools.guest.inside import kernel
 
-        kernel.mount(node, where, kind, flags)
+        kernel.mount(node, where, kind, flags, options)
+
+    def overlay(self, where: str, lower: str, upper: str = "") -> None:
+        """Mount an overlay of *lower*; *upper* is a directory of a writable filesystem."""
+        options = f"lowerdir={lower}"
+        if upper:
+            os.makedirs(f"{upper}/upper", exist_ok=True)
+            os.makedirs(f"{upper}/work", exist_ok=True)
+            options += f",upperdir={upper}/upper,workdir={upper}/work"
+        self.mount("overlay", where, "overlay", 0 if upper else 1, options)
 
     def umount(self, where: str, flags: int = 0) -> None:
         """Unmount *where*."""

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""An initramfs whose PID 1 is ``restrict init``, for scenarios that boot by it.
+
+``files(run)`` is what a Scenario's ``initramfs`` wants; ``PROBER`` is what a process that was
+started before the policy, and tries to execute from a tmpfs all the time, has seen.
+"""
+
+from __future__ import annotations
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+__all__ = ["HARNESS", "PLAN", "Prober", "configuration", "files", "resumed"]
+
+PLAN = "/run/test/fsaccess.plan"
+HARNESS = "/usr/bin/python3 -s /project/tools/guest/inside/harness.py"
+_PYTHON = "/usr/bin/python3 -s -m restrict init --resume"
+
+# PID 1 before restrict: makes /run, leaves the plan there for the successors, starts the prober.
+_INIT = """\
+#!/usr/bin/python3 -BIS
+import os, sys, time
+sys.path.insert(0, "/project")
+os.environ["PYTHONPATH"] = "/project"
+os.environ["PATH"] = "/usr/bin"
+from restrict import init, mounts
+init.mount_basics()
+os.makedirs("/run/test")
+with open("/etc/restrict/fsaccess.plan", "rb") as source, open("{plan}", "wb") as target:
+    target.write(source.read())
+with open("/probe", "rb") as source:
+    program = source.read()
+fd = os.open("/run/test/program", os.O_WRONLY | os.O_CREAT, 0o755)
+os.write(fd, program)
+os.close(fd)
+probe = os.open("/run/test/program", os.O_RDONLY | os.O_CLOEXEC)
+folder = os.open("/run/test", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+result = os.open("/run/test/prober", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+
+def attempt():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.execve(probe, ["probe"], {{}})
+        except OSError as e:
+            os._exit(100 + e.errno)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+if os.fork() == 0:
+    os.setsid()
+    before = denied = after = other = 0
+    while True:
+        status = attempt()
+        if status == 42:
+            if denied:
+                after += 1
+            else:
+                before += 1
+        elif status == 101:
+            denied += 1
+        else:
+            other += 1
+        os.pwrite(result, b"%10d %10d %10d %10d" % (before, denied, after, other), 0)
+        try:
+            os.stat("stop", dir_fd=folder)
+        except FileNotFoundError:
+            time.sleep(0.003)
+            continue
+        os._exit(0)
+while os.fstat(result).st_size == 0:
+    time.sleep(0.01)
+from restrict.cli import main
+status = main(["init", "/etc/restrict/init.conf"])
+# Only after a failure. Say what is left of the policy, for the test, and end the guest.
+port = os.open("/dev/ttyS1", os.O_WRONLY | os.O_NOCTTY)
+state = os.path.exists("/sys/fs/bpf/restrict/fsaccess")
+{after_failure}
+"""
+
+
+class Prober:
+    """What the prober has counted. before: successes until the first denial; after: successes
+    since, of which there must be none; other: attempts that came out otherwise."""
+
+    def __init__(self, path: str = "/run/test/prober") -> None:
+        with open(path, encoding="ascii") as file:
+            words = file.read().split()
+        self.before, self.denied, self.after, self.other = map(int, words)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.before} successes, then {self.denied} denials and {self.after} successes, "
+            f"{self.other} other"
+        )
+
+    @staticmethod
+    def stop() -> None:
+        with open("/run/test/stop", "w"):
+            pass
+
+
+def resumed(times: int, then: str = HARNESS) -> str:
+    """An ``init`` that takes the policy over and hands it on ``times`` times."""
+    words = []
+    for _ in range(times):
+        words.append(f"{_PYTHON} --plan {PLAN} --")
+    return " ".join([*words, then])
+
+
+def configuration(run: Mapping[str, Any], init: str = HARNESS, **changes: str) -> str:
+    """The text of init.conf for the disk ``root`` of the run; a change to "" drops a key."""
+    image = run["images"]["root"]
+    letter = "abcdefghijkl"[list(run["images"]).index("root")]
+    values = {
+        "data": f"/dev/vd{letter}",
+        "data_blocks": str(image["blocks"]),
+        "root_hash": image["root_hash"],
+        "salt": image["salt"],
+        "signature": "/etc/restrict/root.p7s",
+        "plan": "/etc/restrict/fsaccess.plan",
+        "init": init,
+        "wait": "20",
+        **changes,
+    }
+    lines = [f"{key} = {value}" for key, value in values.items() if value]
+    lines += [
+        f"module = /usr/lib/modules/{name}.ko {parameters}".rstrip()
+        for name, parameters in run["modules"]
+    ]
+    if run["keyring"]:
+        lines.append("certificate = /etc/restrict/certificate.der")
+    return "\n".join(lines) + "\n"
+
+
+def files(
+    run: Mapping[str, Any],
+    *,
+    init: str = HARNESS,
+    signature: bytes | None = None,
+    after_failure: Sequence[str] = (),
+    **changes: str,
+) -> dict[str, bytes]:
+    """The initramfs' files. On the host only: the plan is compiled here."""
+    from pybpf.plan.frozen import to_bytes
+    from restrict import bundle
+    from tests.vm.programs import program
+
+    text = _INIT.format(plan=PLAN, after_failure="\n".join(after_failure) or "sys.exit(status)")
+    given = bytes.fromhex(run["images"]["root"]["signature"]) if signature is None else signature
+    return {
+        "init": text.encode(),
+        "probe": program(),
+        "etc/restrict/init.conf": configuration(run, init, **changes).encode(),
+        "etc/restrict/fsaccess.plan": to_bytes(bundle.build()),
+        "etc/restrict/root.p7s": given,
+        "etc/restrict/certificate.der": run["certificate"],
+    }
+
+

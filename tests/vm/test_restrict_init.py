@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""``restrict init`` as PID 1 of an initramfs: to the signed root, and ten successors further."""
+
+from __future__ import annotations
+
+import os
+
+from tests.vm import probes
+from tests.vm.outcome import ALLOWED, refused
+from tests.vm.programs import program
+from tests.vm.restrict_boot import PLAN, Prober, files, resumed
+from tests.vm.scenario import Guest, Scenario
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+TAKEOVERS = 10
+
+
+def _initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
+    return files(run, init=resumed(TAKEOVERS))
+
+
+boot = Scenario("boot", initramfs=_initramfs, timeout=600.0)
+
+
+@boot.setup
+def take_over(guest: Guest) -> None:
+    """The harness is the last successor: it validates, and owns."""
+    from restrict import fsaccess, handover
+
+    guest.state["variable"] = os.environ.get(handover.VARIABLE)
+    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(PLAN))
+
+
+def _console() -> list[str]:
+    """What restrict said in the kernel's log."""
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    found = []
+    while True:
+        try:
+            text = os.read(fd, 8192).decode().split("\n")[0].partition(";")[2]
+        except BlockingIOError:
+            os.close(fd)
+            return found
+        if text.startswith("restrict: "):
+            found.append(text)
+
+
+@boot.case()
+def policy_is_owned_by_pid_1(guest: Guest) -> None:
+    from restrict import handover
+
+    assert guest.state["policy"] is not None
+    assert handover.VARIABLE not in os.environ
+    from restrict import status
+
+    found = status.read()
+    assert found is not None
+    assert found.armed
+    assert found.owner == 1
+    assert not found.initramfs_dev
+    links = guest.state["policy"].links
+    assert len(found.guard["link"]) == len(links) + 1  # and the status iterator's
+    assert len(found.guard["map"]) == 5
+
+
+@boot.case()
+def root_is_known_as_signed(guest: Guest) -> None:
+    from restrict import status
+
+    found = status.read()
+    assert found is not None
+    (device,) = [d for d in found.devices if "/" in d.mounts]
+    assert device.signed
+    assert (device.name, device.root_hash) == ("root", guest.images["root"]["root_hash"])
+
+
+@boot.case()
+def each_step_was_said(guest: Guest) -> None:
+    lines = _console()
+    for line in lines:
+        guest.note(line)
+    assert any("armed: 13 programs" in line for line in lines)
+    assert any("signed root" in line for line in lines)
+    assert any("root switched" in line for line in lines)
+    assert sum("took over" in line for line in lines) == TAKEOVERS
+    assert not any("FAILED" in line or "still trusted" in line for line in lines)
+    keyring = any("1 certificates in .dm-verity, which is restricted now" in x for x in lines)
+    assert keyring == (guest.lane == "7.3")
+
+
+@boot.case()
+def enforcement_was_never_off(guest: Guest) -> None:
+    """A process from before the policy tried all the time, through ten takeovers."""
+    seen = Prober()
+    guest.note(str(seen))
+    assert seen.before > 0, "the prober never succeeded, so it shows nothing"
+    assert seen.denied > 20
+    assert (seen.after, seen.other) == (0, 0)
+
+
+@boot.case()
+def tmpfs_is_denied(guest: Guest) -> None:
+    path = probes.write_file("/tmp/program", program())
+    guest.expect(probes.execute(path), refused())
+
+
+@boot.case()
+def root_runs(guest: Guest) -> None:
+    guest.expect(probes.run("/usr/bin/busybox", "true"), ALLOWED)
+
+
+@boot.case()
+def initramfs_number_reused_is_denied(guest: Guest) -> None:
+    """New tmpfs mounts take the lowest free anonymous numbers, the initramfs' among them."""
+    lines = [line for line in _console() if "initramfs" in line and "trusted" in line]
+    number = next(w for w in lines[0].replace(",", " ").split() if w.count(":") == 1 and w[0] == "0")
+    major, minor = map(int, number.split(":"))
+    guest.note(f"the initramfs was {number}")
+    for i in range(4):
+        where = f"/run/reuse{i}"
+        guest.mount("tmpfs", where, "tmpfs", 0)
+        path = probes.write_file(f"{where}/program", program())
+        if os.stat(path).st_dev == os.makedev(major, minor):
+            guest.note("its number was given to a new tmpfs")
+        guest.expect(probes.execute(path), refused())
+
+
+@boot.case()
+def others_get_no_fds(guest: Guest) -> None:
+    from pybpf.errors import KernelError
+    from pybpf.kernel.link import Link
+    from pybpf.kernel.map import Map
+    from pybpf.kernel.program import Program
+    from restrict import status
+
+    found = status.read()
+    assert found is not None
+    kinds = (("map", Map), ("program", Program), ("link", Link))
+    for kind, cls in kinds:
+        for ident in found.guard[kind]:
+            try:
+                cls.from_id(ident).close()
+            except KernelError as e:
+                assert e.errno == 1, f"{kind} {ident}: {e}"
+            else:
+                raise AssertionError(f"{kind} {ident} could be opened")
+
+
+@boot.case(where="pid1")
+def owner_gets_fds(guest: Guest) -> None:
+    from pybpf.kernel.link import Link
+
+    for link in guest.state["policy"].links.values():
+        Link.from_id(link.id).close()
+
+
+@boot.case(where="pid1")
+def what_was_inherited_is_private_again(guest: Guest) -> None:
+    for handle in guest.state["policy"].handles():
+        assert not os.get_inheritable(handle.fileno())
+
+
+@boot.case(where="pid1")
+def prober_ends(guest: Guest) -> None:
+    """Last: after the policy is let go, the prober succeeds again, so it could have failed."""
+    guest.state["policy"].close()
+    guest.wait(lambda: Prober().after > 0, "success after the end of enforcement")
+    Prober.stop()
