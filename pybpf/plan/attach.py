@@ -174,7 +174,6 @@ def _source(device: str) -> tuple[int, int]:
 
 def _probe(executor: Executor, op: LinkCreate, program: int) -> None:
     device = "uprobe" if op.how in ("uprobe", "uretprobe") else "kprobe"
-    number, retprobe = _source(device)
     name, separator, offset = str(op.target).rpartition("+" if device == "kprobe" else ":")
     if not separator:
         name, offset = str(op.target), "0"
@@ -185,6 +184,7 @@ def _probe(executor: Executor, op: LinkCreate, program: int) -> None:
         at = int(offset, 0)
     except ValueError:
         raise PlanError(f"{op.target!r} has no number as its offset") from None
+    number, retprobe = _source(device)
     held = Pointer(name.encode("utf-8", "surrogateescape") + b"\0")
     event = _perf_open(
         {
