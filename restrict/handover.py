@@ -13,10 +13,10 @@ number. The record is text, one item a line:
     end N                           number of links
 
 The successor believes nothing of it: the kernel confirms each link's kind, id, program and the
-program's tag and use of this very .bss map; the guard in .bss, which the kernel's programs obey,
-must name the same links; and with a Plan, the tags must be those that this kernel gives the
-Plan's own programs. All, or it is refused. A refusal leaves every inherited fd open, so that what
-is attached stays attached.
+program's tag, and that it uses no map but those that the guard in this very .bss protects; that
+guard, which the programs obey, must name the same links; and with a Plan, the tags must be those
+that this kernel gives the Plan's own programs. All, or it is refused. A refusal leaves every
+inherited fd open, so that what is attached stays attached.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pybpf.kernel.program import Program
 from pybpf.sys import abi as bpf_abi
 from restrict.errors import HandoverError
 from restrict.fsaccess import Policy
-from restrict.guard import GLOBALS, check_place, start_ticks
+from restrict.guard import GLOBALS, Globals, check_place, start_ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -237,8 +237,10 @@ def _open(kind: type[_T], fd: int, name: str) -> _T:
         raise
 
 
-def _check_link(name: str, fd: int, ident: int, prog: int, tag: str, bss: int) -> None:
-    """Ask the kernel about one inherited link."""
+def _check_link(
+    name: str, fd: int, ident: int, prog: int, tag: str, guarded: set[int]
+) -> set[int]:
+    """Ask the kernel about one inherited link; the ids of the maps its program uses."""
     with _open(Link, fd, name) as link:
         info = link.info()
     link_type, attach_type, program_type = _KINDS.get(name, _LSM)
@@ -259,8 +261,14 @@ def _check_link(name: str, fd: int, ident: int, prog: int, tag: str, bss: int) -
             _refuse(f"its program is of type {program.type}, not {program_type}", link=name, fd=fd)
         if program.tag != tag:
             _refuse(f"its program has the tag {program.tag}, not {tag}", link=name, fd=fd)
-        if bss not in program.map_ids():
-            _refuse(f"its program does not use the map .bss ({bss})", link=name, fd=fd)
+        maps = set(program.map_ids())
+    if not maps or not maps <= guarded:
+        _refuse(
+            f"its program uses the maps {sorted(maps)}, the guard protects {sorted(guarded)}",
+            link=name,
+            fd=fd,
+        )
+    return maps
 
 
 def _check_map(name: str, fd: int, ident: int, kind: int) -> None:
@@ -307,8 +315,13 @@ def _validate(record: _Record, plan: Plan | None) -> None:
     idents = [link[1] for link in record.links.values()]
     if len(set(idents)) != len(idents):
         _refuse("a link was handed over twice in place of another")
+    with Globals(bss_fd, bss_size, record.places) as values:
+        guarded = set(values.ids("guard_map_ids"))
+    used: set[int] = set()
     for name, (fd, ident, prog, tag) in record.links.items():
-        _check_link(name, fd, ident, prog, tag, bss_id)
+        used |= _check_link(name, fd, ident, prog, tag, guarded)
+    if bss_id not in used:
+        _refuse(f"no inherited program uses the map .bss ({bss_id})")
     if record.status is not None:
         fd, ident, prog, _pin = record.status
         with _open(Link, fd, "status") as link:

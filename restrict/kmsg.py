@@ -88,7 +88,7 @@ class Console:
         """Write one line; priority: syslog's 0 to 7 (3 error, 4 warning, 5 notice)."""
         line = " ".join(text.split("\n"))
         for fd, data in (
-            (self._fds[0], f"{self._name}: {line}\r\n"),
+            (self._fds[0], f"{self._name}: {line}\n"),
             # One write is one record; the kernel takes at most about 1000 bytes of text.
             (self._fds[1], f"<{priority}>{self._name}: {line}"[:960] + "\n"),
         ):

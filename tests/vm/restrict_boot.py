@@ -7,7 +7,6 @@ started before the policy, and tries to execute from a tmpfs all the time, has s
 
 from __future__ import annotations
 
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
