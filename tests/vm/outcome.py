@@ -96,7 +96,8 @@ def killed(number: int = signal.SIGKILL) -> Expected:
 
 
 def trial(function: Callable[..., object], *arguments: object) -> Outcome:
-    """Call *function*: allowed if it returns, refused with the errno of its OSError.
+    """Call *function*: allowed if it returns, refused with the errno of its OSError or
+    pybpf.KernelError.
 
     Any other exception is not caught.  Nothing is forked: what *function* does, it does in
     the calling process.
@@ -104,6 +105,9 @@ def trial(function: Callable[..., object], *arguments: object) -> Outcome:
     start = time.monotonic()
     try:
         value = function(*arguments)
-    except OSError as error:
-        return Outcome("refused", error.errno or 0, str(error), time.monotonic() - start)
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        if code is None:
+            raise
+        return Outcome("refused", code, str(error), time.monotonic() - start)
     return Outcome("allowed", 0, repr(value)[:200], time.monotonic() - start)

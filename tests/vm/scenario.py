@@ -251,40 +251,74 @@ class Guest:
         name: str,
         *,
         device: str = "",
-        options: tuple[str, ...] = (),
+        options: Sequence[str] = (),
         signed: bool = True,
-        minor: int | None = None,
     ) -> str:
         """Make the dm-verity device *device* (default: *name*) of the drive *name*.
 
         Gives the node ``/dev/dm-N``.  *signed* false leaves the signature out; *options* are
-        further words of the table.
+        further words of the table, those that weaken it included.
 
         Raises:
-            OSError: a step failed; nothing is left of the device.
+            pybpf.errors.KernelError: a step failed; nothing is left of the device.
         """
-        from tools.guest.inside import dm
+        from restrict.devmapper import DeviceMapper, Target
+        from restrict.keyring import add_user_key
 
-        image = self.images[name]
-        signature = image["signature"] if signed else None
-        return dm.verity(
-            device or name,
-            self.nodes[name],
-            image["blocks"],
-            image["root_hash"],
-            image["salt"],
-            bytes.fromhex(signature) if signature is not None else None,
-            options,
-            minor,
-        )
+        image, node, words = self.images[name], self.nodes[name], [*options]
+        if signed and image["signature"] is not None:
+            key = f"guest-{device or name}"
+            add_user_key(key, bytes.fromhex(image["signature"]))
+            words += ["root_hash_sig_key_desc", key]
+        blocks = image["blocks"]
+        table = f"1 {node} {node} 4096 4096 {blocks} {blocks} sha256 "
+        table += f"{image['root_hash']} {image['salt']}"
+        if words:
+            table += f" {len(words)} {' '.join(words)}"
+        with DeviceMapper() as mapper:
+            mapper.create(device or name)
+            try:
+                mapper.load(device or name, [Target(0, blocks * 8, "verity", table)])
+                return mapper.resume(device or name).path
+            except BaseException:
+                mapper.remove(device or name)
+                raise
+
+    def linear(self, name: str, device: str) -> str:
+        """Map the drive *name* as it is, without verification; gives the node."""
+        from restrict.devmapper import DeviceMapper, Target
+
+        sectors = self.images[name]["blocks"] * 8
+        with DeviceMapper() as mapper:
+            mapper.create(device)
+            try:
+                mapper.load(device, [Target(0, sectors, "linear", f"{self.nodes[name]} 0")])
+                return mapper.resume(device).path
+            except BaseException:
+                mapper.remove(device)
+                raise
+
+    def remove(self, device: str) -> None:
+        """Remove a mapped device."""
+        from restrict.devmapper import DeviceMapper
+
+        with DeviceMapper() as mapper:
+            mapper.remove(device)
 
     def mount(
         self, node: str, where: str, kind: str = "erofs", flags: int = 1, options: str = ""
     ) -> None:
         """Mount *node*, read-only unless *flags* say otherwise; *where* is made."""
-        from tools.guest.inside import kernel
+        from restrict.mounts import mount
 
-        kernel.mount(node, where, kind, flags, options)
+        os.makedirs(where, exist_ok=True)
+        mount(node, where, kind, flags, options)
+
+    def umount(self, where: str, *, lazy: bool = False) -> None:
+        """Unmount *where*."""
+        from restrict.mounts import unmount
+
+        unmount(where, lazy=lazy)
 
     def overlay(self, where: str, lower: str, upper: str = "") -> None:
         """Mount an overlay of *lower*; *upper* is a directory of a writable filesystem."""
@@ -294,12 +328,6 @@ class Guest:
             os.makedirs(f"{upper}/work", exist_ok=True)
             options += f",upperdir={upper}/upper,workdir={upper}/work"
         self.mount("overlay", where, "overlay", 0 if upper else 1, options)
-
-    def umount(self, where: str, flags: int = 0) -> None:
-        """Unmount *where*."""
-        from tools.guest.inside import kernel
-
-        kernel.umount(where, flags)
 
     def wait(self, condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
         """Wait until *condition* is true.

@@ -37,8 +37,6 @@ baseline = Scenario("baseline", drives={"good": Drive(CONTENT), "other": Drive(C
 @baseline.setup
 def prepare(guest: Guest) -> None:
     """Programs on tmpfs, on the drive and on overlays of it."""
-    from tools.guest.inside import kernel
-
     probes.write_file("/tmp/program", programs.program())
     probes.write_file("/tmp/library.so", programs.shared_object())
     probes.write_file("/tmp/script", programs.script("/bin/sh", "exit 42"))
@@ -51,7 +49,7 @@ def prepare(guest: Guest) -> None:
     probes.write_file("/run/overlay/new", programs.program())
     # fuseblk claims its device for itself: one that no other filesystem is mounted from.
     guest.state["fuse"] = fuse.serve(
-        kernel.mount, guest.verity("other"), "/run/fuse", "program", programs.program()
+        guest.mount, guest.verity("other"), "/run/fuse", "program", programs.program()
     )
 
 

@@ -15,14 +15,14 @@ from tests.vm.scenario import Drive, Node, Symlink
 
 from .cache import cache_root, content_hash, publish
 from .errors import GuestError
-from .images import SALT, Image
+from .images import Image
 from .keys import signer
 from .packages import Toolbox
-from .verity import BLOCK, hash_tree
+from .verity import BLOCK, add_hash_tree
 
 __all__ = ["build_drive"]
 
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 def _resolve(drive: Drive) -> dict[str, bytes | Symlink | Node]:
@@ -94,19 +94,20 @@ def build_drive(tools: Toolbox, drive: Drive) -> Image:
             tree.chmod(0o755)
             _fill(tree, content)
             _filesystem(tools, drive.filesystem, tree, image, key)
-        data = bytearray(image.read_bytes())
-        data += bytes(-len(data) % BLOCK) + bytes(max(0, 2 * BLOCK - len(data)) // BLOCK * BLOCK)
-        hashes, root_hash = hash_tree(bytes(data), SALT)
+        blocks, root_hash = add_hash_tree(tools, image)
         if drive.corrupt:
-            data[-1] ^= 1
-        image.write_bytes(bytes(data) + hashes)
+            with open(image, "r+b") as file:
+                file.seek(blocks * BLOCK - 1)
+                (last,) = file.read(1)
+                file.seek(blocks * BLOCK - 1)
+                file.write(bytes([last ^ 1]))
         if drive.signature != "none":
             name = "foreign" if drive.signature == "foreign" else "signer"
             signature = bytearray(signer(tools, name).sign(root_hash))
             if drive.signature == "tampered":
                 signature[-1] ^= 1  # the last byte of the RSA signature itself
             (folder / "signature").write_bytes(signature)
-        description = {"blocks": len(data) // BLOCK, "root_hash": root_hash}
+        description = {"blocks": blocks, "root_hash": root_hash}
         (folder / "image.json").write_text(json.dumps(description) + "\n")
 
     publish(target, build, "a drive")

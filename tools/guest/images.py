@@ -15,11 +15,9 @@ from .cache import cache_root, publish
 from .keys import signer
 from .packages import Toolbox
 from .trees import project_tree, system_tree
-from .verity import BLOCK, hash_tree
+from .verity import SALT, add_hash_tree
 
-__all__ = ["SALT", "Image", "combined_image", "make_image"]
-
-SALT = bytes.fromhex("5e" * 32)
+__all__ = ["Image", "combined_image", "make_image"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Image:
             folder / "image",
             description["blocks"],
             description["root_hash"],
-            SALT.hex(),
+            SALT,
             signature.read_bytes() if signature.is_file() else None,
         )
 
@@ -72,13 +70,8 @@ def make_image(
             "mkfs.erofs", "-T0", "-U", str(uuid.uuid5(uuid.NAMESPACE_OID, target.name)),
             "--all-root", "--quiet", str(image), str(tree),
         )  # fmt: skip
-        data = image.read_bytes()
-        data += bytes(-len(data) % BLOCK)
-        tree_bytes, root_hash = hash_tree(data, SALT)
-        with open(image, "wb") as out:
-            out.write(data)
-            out.write(tree_bytes)
-        description = {"blocks": len(data) // BLOCK, "root_hash": root_hash}
+        blocks, root_hash = add_hash_tree(tools, image)
+        description = {"blocks": blocks, "root_hash": root_hash}
         (folder / "image.json").write_text(json.dumps(description) + "\n")
         if key is not None:
             (folder / "signature").write_bytes(signer(tools, key).sign(root_hash))

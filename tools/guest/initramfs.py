@@ -49,18 +49,12 @@ def base_segment(tools: Toolbox, lane: Lane, kernel: Kernel) -> Path:
 
 
 def run_segment(
-    tools: Toolbox, run: dict[str, object], files: dict[str, bytes], project: Path | None
+    tools: Toolbox, run: dict[str, object], files: dict[str, bytes], project: Path
 ) -> bytes:
-    """The segment of one run: PID 1, what it is to do, and *files* for /run/vm/files.
-
-    *project* is the project's tree, for guests that stay in the initramfs.
-    """
+    """The segment of one run: PID 1, the project, what to do, and *files* for /run/vm/files."""
     archive = Archive()
-    if project is not None:
-        archive.tree(project, "project")
+    archive.tree(project, "project")
     archive.file("init", (_INSIDE / "init.py").read_bytes(), 0o755)
-    for path in (PROJECT / "tools/guest/__init__.py", *sorted(_INSIDE.glob("*.py"))):
-        archive.file(f"vm/lib/{path.relative_to(PROJECT)}", path.read_bytes())
     archive.file("vm/certificate.der", signer(tools).der())
     archive.file("vm/run.json", json.dumps(run, sort_keys=True).encode())
     archive.directory("vm/files")

@@ -112,8 +112,7 @@ class Guest:
                 given = self.initramfs({**run, "certificate": signer(self.tools).der()})
                 out.write(given_segment(given, project_tree(self.tools)))
             else:
-                project = project_tree(self.tools) if self.root == "initramfs" else None
-                out.write(run_segment(self.tools, run, self.files, project))
+                out.write(run_segment(self.tools, run, self.files, project_tree(self.tools)))
         return path
 
     def _run_disk(self, folder: Path, run: dict[str, object]) -> Path:

@@ -9,9 +9,8 @@ import select
 import sys
 import traceback
 
-for _folder in ("/project", "/run/vm/lib"):
-    if os.path.isdir(_folder) and _folder not in sys.path:
-        sys.path.insert(0, _folder)
+if "/project" not in sys.path:
+    sys.path.insert(0, "/project")
 
 from tools.guest.inside.channel import Channel  # noqa: E402
 from tools.guest.inside.kernel import disks, reboot  # noqa: E402

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-sys.path.insert(0, "/vm/lib")
+sys.path.insert(0, "/project")
 
 
 def _copy(source: str, target: str) -> None:
@@ -28,11 +28,14 @@ def _copy(source: str, target: str) -> None:
 
 def main() -> None:
     """Bring the guest up as /vm/run.json says."""
-    from tools.guest.inside import dm, kernel
-
-    kernel.mount_usual()
+    from restrict.devmapper import DeviceMapper, Verity
+    from restrict.keyring import add_certificate, add_user_key, find_keyring, restrict_keyring
+    from restrict.modules import insmod
+    from restrict.mounts import mount, switch_root
+    from tools.guest.inside import kernel
     from tools.guest.inside.channel import Channel
 
+    kernel.mount_usual()
     channel = Channel()
     channel.send("python", kernel=os.uname().release)
     import json
@@ -40,39 +43,48 @@ def main() -> None:
     with open("/vm/run.json") as file:
         run = json.load(file)
     for name, parameters in run["modules"]:
-        kernel.insmod(f"/usr/lib/modules/{name}.ko", parameters)
+        insmod(f"/usr/lib/modules/{name}.ko", parameters)
     if run["keyring"]:
-        keyring = kernel.find_keyring(".dm-verity")
+        keyring = find_keyring()
         if keyring is None:
             raise RuntimeError("the kernel has no .dm-verity keyring")
         with open("/vm/certificate.der", "rb") as file_der:
-            kernel.add_key("asymmetric", "", file_der.read(), keyring)
-        kernel.keyctl("restrict .dm-verity", 29, keyring, None, None)
-    drives = kernel.disks()
+            add_certificate(file_der.read(), keyring.serial)
+        restrict_keyring(keyring.serial)
+    _copy("/vm", "/run/vm")
     if run["root"] == "signed":
+        drives = kernel.disks()
         for name, where in (("system", "/newroot"), ("project", "/newroot/project")):
             image = run["images"][name]
-            node = dm.verity(
-                name, drives[name], image["blocks"], image["root_hash"], image["salt"],
-                bytes.fromhex(image["signature"]),
-            )  # fmt: skip
-            kernel.mount(node, where, "erofs", kernel.MS_RDONLY)
-        _copy("/vm", "/run/vm")
-        kernel.switch_root("/newroot")
-    else:
-        _copy("/vm", "/run/vm")
-    kernel.mount("tmpfs", "/tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV)
+            add_user_key(f"guest-{name}", bytes.fromhex(image["signature"]))
+            with DeviceMapper() as mapper:
+                device = mapper.activate(
+                    name,
+                    Verity(
+                        data=drives[name],
+                        hash=drives[name],
+                        data_blocks=image["blocks"],
+                        hash_start=image["blocks"],
+                        root_hash=image["root_hash"],
+                        salt=image["salt"],
+                        signature_key=f"guest-{name}",
+                    ),
+                )
+            os.makedirs(where, exist_ok=True)
+            mount(device.path, where, "erofs", kernel.MS_RDONLY)
+        switch_root("/newroot")
+    mount("tmpfs", "/tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV)
     channel.send("ready")
     python = "/usr/bin/python3"
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
-        "TERM": run.get("term", "linux"),
+        "TERM": "linux",
         "PYTHONPATH": "/project",
         "PYTHONDONTWRITEBYTECODE": "1",
         "LC_ALL": "C.UTF-8",
     }
-    os.execve(python, [python, "-s", "/run/vm/lib/tools/guest/inside/harness.py"], environment)
+    os.execve(python, [python, "-s", "/project/tools/guest/inside/harness.py"], environment)
 
 
 if __name__ == "__main__":
