@@ -117,10 +117,11 @@ def resolve(spec: ObjectSpec, extern: ExternSpec, kernel: KernelTypes) -> Resolv
             extern=extern.name,
         )
     btf, resolved = found
-    local = extern.type_id
+    local, target = extern.type_id, btf.type(resolved.id).type
     if extern.kind == "kfunc":
         local = spec.btf.type(local).type
-    target = btf.type(resolved.id).type
+    else:  # const and volatile may differ
+        local, target = spec.btf.skip(local).id, btf.skip(target).id
     if not types_compatible(spec.btf, local, btf, target, Budget()):
         if extern.weak and extern.kind == "kfunc":
             return Resolved(0)
