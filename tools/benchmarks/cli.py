@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "or files that end in .o (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--corpus", metavar="DIR", help="a folder of *.bpf.o (default: the variable PYBPF_CORPUS)"
+        "--corpus", metavar="DIR", help="the corpus (default: as tools/corpus finds it)"
     )
     parser.add_argument(
         "--lane", action="append", choices=("7.3", "6.12"), metavar="LANE",

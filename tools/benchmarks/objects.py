@@ -7,13 +7,13 @@ are such whose programs are all of other types; every contender then loads all o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.benchmarks.build import HERE, bpf_object
 from tools.benchmarks.errors import BenchError
+from tools.corpus_compare import find_corpus
 
 __all__ = ["DEFAULT", "Subject", "choose", "corpus_folder"]
 
@@ -31,14 +31,14 @@ class Subject:
 
 
 def corpus_folder(given: str | None = None) -> Path | None:
-    """The folder of a corpus of objects: the one given, else that of PYBPF_CORPUS, else none."""
-    name = given or os.environ.get("PYBPF_CORPUS")
-    if not name:
-        return None
-    folder = Path(name)
-    if not folder.is_dir():
-        raise BenchError(f"there is no corpus in {name}")
-    return folder
+    """The objects of the corpus, where tools/corpus looks for it too; None if there is none.
+
+    Raises BenchError if the folder given is none.
+    """
+    found = find_corpus(given)
+    if given and (found is None or found != Path(given)):
+        raise BenchError(f"{given} is no corpus: it has no folder objects")
+    return None if found is None else found / "objects"
 
 
 def _own() -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.benchmarks.phases import PHASES
@@ -14,6 +14,15 @@ __all__ = ["guest_text", "host_text"]
 
 #: Shown as columns, in the order of a process's life.
 _PHASES = ("interpreter", "import", *PHASES, "rest", "end")
+#: What the workloads do, in words.
+_KINDS = {
+    "exec": "spawn a program and wait",
+    "map": "map a trusted file executable",
+    "protect": "mprotect it to read, to executable",
+    "anonymous": "map anonymous memory",
+    "check": "execveat(AT_EXECVE_CHECK)",
+    "trace": "readlink of another's /proc/PID/exe",
+}
 
 
 def _summary(value: Mapping[str, Any]) -> Summary:
@@ -132,12 +141,61 @@ def guest_text(guest: Mapping[str, Any]) -> str:
             "absolute numbers are many times those of a machine; the ratios between the columns "
             "are the point."
         ]
-        lines += [table for table in _guest_tables(result) if table]
+        lines += _guest_tables(result)
         parts.append("\n\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _guest_tables(result: Mapping[str, Any]) -> Sequence[str]:
-    return []
+def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
+    yield "Loading fsaccess, attaching nothing, each in a process of its own\n" + render(
+        ["contender", "whole ms", "in process ms", "RSS MB", "whole ÷ C", "in process ÷ C"],
+        [
+            [
+                name,
+                _cell(row, "whole_ms"),
+                _cell(row, "in_process_ms"),
+                _middle(row["rss_mb"]),
+                _cell(row, "whole_over_libbpf"),
+                _cell(row, "in_process_over_libbpf"),
+            ]
+            for name, row in result["loading"].items()
+        ],
+    )
+    steps = result["enable_ms"]
+    total = sum(_summary(value).median for value in steps.values())
+    yield "Enabling, in a process that runs already, ms of each step\n" + render(
+        ["", *steps, "all"], [["", *map(_middle, steps.values()), number(total)]]
+    )
+    yield (
+        "Operations a second by state of the policy (off: not loaded), and time of one with the "
+        "policy over without\n"
+        + render(
+            ["operation", "off", "audit", "on", "audit ÷ off", "on ÷ off"],
+            [
+                [
+                    _KINDS.get(kind, kind),
+                    *(_middle(row[state]) for state in ("off", "audit", "on")),
+                    _cell(row, "audit_over_off"),
+                    _cell(row, "on_over_off"),
+                ]
+                for kind, row in result["rates"].items()
+            ],
+        )
+    )
+    hooks = result["hooks"]
+    denied = hooks.get("denied", {})
+    rows = []
+    for name in hooks["on"]:
+        cells = [_a_call(hooks.get(state, {}).get(name)) for state in ("inert", "audit", "on")]
+        rows.append([name, str(hooks["on"][name]["runs"]), *cells, _a_call(denied.get(name))])
+    yield (
+        "Nanoseconds a call of each program (BPF_ENABLE_STATS; the clock's own cost is in them), "
+        "calls while on\n"
+        + render(["program", "calls", "inert", "audit", "on, allowed", "on, denied"], rows)
+    )
 
 
+def _a_call(row: Mapping[str, Any] | None) -> str:
+    if row is None or not row["runs"]:
+        return ""
+    return number(row["ns"] / row["runs"])

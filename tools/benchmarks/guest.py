@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The guest part: what loading the policy takes there, and what the policy costs.
+
+One boot a lane. The guest is emulated without hardware support, so that absolute times say
+little; what counts are ratios within one round: loading against a C program, and the
+policy on against off.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.vm.programs import program as tiny_program
+from tests.vm.scenario import Drive
+from tools.benchmarks.build import HERE, TOP, program
+from tools.benchmarks.errors import BenchError
+from tools.benchmarks.stats import paired_ratios, summarise
+from tools.guest.cache import progress
+from tools.guest.drives import build_drive
+from tools.guest.lanes import lane_of
+from tools.guest.machine import Guest
+
+__all__ = ["digest", "measure"]
+
+OBJECT = TOP / "bpf" / "objects" / "fsaccess.bpf.o"
+_YARDSTICK = "C on libbpf, static"
+#: Boot, loading in rounds and rates in rounds take about a minute; a busy machine several.
+_TIMEOUT = 900.0
+
+
+def _bundles(folder: Path) -> dict[str, bytes]:
+    """The policy as restrict freezes it, and the bare object frozen, for the comparison."""
+    code = (
+        "import sys, pybpf; from restrict import bundle; "
+        "plans = [bundle.build(), pybpf.compile(pybpf.read(str(bundle.OBJECT)))]; "
+        "[open(name, 'wb').write(pybpf.to_bytes(plan)) "
+        "for name, plan in zip(sys.argv[1:], plans)]"
+    )
+    names = ["policy.bundle", "plain.bundle"]
+    words = [sys.executable, "-c", code, *(str(folder / name) for name in names)]
+    done = subprocess.run(words, cwd=TOP, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"the policy cannot be bundled: {done.stderr.strip()}")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def measure(lane: str, pairs: int) -> dict[str, Any]:
+    """Boot the lane's guest, run everything in it, and sum it up. Raises BenchError, GuestError."""
+    wanted = {
+        "exec": 100,
+        "map": 1000,
+        "rounds": max(3, pairs // 3),
+        "load_rounds": max(3, pairs // 6),
+        "check": lane != "6.12",  # AT_EXECVE_CHECK came with 6.14
+    }
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        files = _bundles(Path(folder))
+    for name in ("guest.py", "load_bundle.py", "load_elf.py"):
+        files[name] = (HERE / "child" / name).read_bytes()
+    files["wanted.json"] = json.dumps(wanted).encode()
+    guest = Guest(lane_of(lane), files=files)
+    tools = {
+        "launch": program("launch", "-static").read_bytes(),
+        "workload": program("workload", "-static").read_bytes(),
+        "libbpf_load": program("libbpf_load", "-static", "-lbpf", "-lelf", "-lz").read_bytes(),
+        "nop": tiny_program(0),
+    }
+    guest.add_image("bench", build_drive(guest.tools, Drive(tools)))
+    lines: list[str] = []
+
+    def show(event: dict[str, object]) -> None:
+        if event.get("event") == "output":
+            lines.append(str(event.get("text")))
+
+    command = ["/usr/bin/python3", "-B", "/run/vm/files/guest.py", "wanted.json"]
+    with progress(f"measuring in a guest of lane {lane}"):
+        outcome = guest.run(
+            {"mode": "script", "arguments": command}, timeout=_TIMEOUT, on_event=show
+        )
+    text = "".join(lines)
+    answer = next((line for line in text.splitlines() if line.startswith("RESULT ")), None)
+    if outcome.status != 0 or answer is None:
+        raise BenchError(
+            f"lane {lane}: {outcome.reason}\n{text.strip()}\n--- console\n{outcome.console[-4000:]}"
+        )
+    if outcome.trouble:
+        raise BenchError(f"lane {lane}: the guest's kernel complained: {outcome.trouble[0]}")
+    return {**digest(json.loads(answer.removeprefix("RESULT "))), "seconds": outcome.seconds}
+
+
+def _values(samples: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [sample[key] for sample in samples]
+
+
+def digest(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What the guest sent, as summaries; ratios are taken within rounds."""
+    loading = {}
+    for name, samples in raw["loading"].items():
+        loading[name] = {
+            key: summarise(_values(samples, key)).json()
+            for key in ("whole_ms", "cpu_ms", "rss_mb", "in_process_ms")
+        }
+        yardstick = raw["loading"][_YARDSTICK]
+        for key in ("whole", "in_process"):
+            loading[name][f"{key}_over_libbpf"] = summarise(
+                paired_ratios(_values(samples, f"{key}_ms"), _values(yardstick, f"{key}_ms"))
+            ).json()
+    rates = {}
+    for kind, states in raw["rates"].items():
+        rates[kind] = {state: summarise(values).json() for state, values in states.items()}
+        for state in ("audit", "on"):
+            # Time with the policy over time without it: rates the other way round.
+            rates[kind][f"{state}_over_off"] = summarise(
+                paired_ratios(states["off"], states[state])
+            ).json()
+    return {
+        "kernel": raw["kernel"],
+        "loading": loading,
+        "enable_ms": {name: summarise(values).json() for name, values in raw["enable_ms"].items()},
+        "rates": rates,
+        "hooks": raw["hooks"],
+    }
