@@ -3,7 +3,7 @@
 
 declare() gives "struct file *f" for any type; definition() the text of one named type; dump()
 a header that compiles: what a type needs by value comes before it, what it only points to is
-declared forward.
+declared forward. Kernels from v6.19 on need -fms-extensions (members "struct name;").
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ __all__ = ["CDump", "declare", "definition", "dump"]
 _COMPOSITE = (KIND_STRUCT, KIND_UNION)
 _QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "restrict"}
 _MAX_DEPTH = 64
-_MAX_STACK = 100_000
+_MAX_STEPS = 1_000_000
+_TRANSPARENT = frozenset((*_QUALIFIERS, KIND_TYPE_TAG, KIND_TYPEDEF, KIND_PTR, KIND_VAR))
+_WRITTEN_ONCE = frozenset(
+    (*_COMPOSITE, *ENUM_KINDS, KIND_TYPEDEF, KIND_FUNC, KIND_VAR, KIND_DATASEC)
+)
 _BEGUN, _WRITTEN = 1, 2
 
 
@@ -194,6 +198,8 @@ class CDump:
         inner = "\t" * (depth if not found.name else 0)
         pad = "\t" * max(depth, 1)
         if found.kind in ENUM_KINDS:
+            if not found.vlen:
+                return head  # declared only: C has no empty enums
             values = [
                 f"{pad}{name} = {_number(value, found)},\n"
                 for name, value in self._values(found)
@@ -277,13 +283,32 @@ class CDump:
 
     def header(self, type_ids: Iterable[int] | None = None) -> Iterator[str]:
         """Pieces of the header (see dump())."""
-        for type_id in self._all() if type_ids is None else type_ids:
-            yield from self._need(type_id, strong=True)
-
-    def _all(self) -> Iterator[int]:
+        if type_ids is not None:
+            for type_id in type_ids:
+                yield from self._need(type_id, strong=True)
+            return
+        used = self._used_inside()
         for found in self.btf:
-            if found.kind in _COMPOSITE or found.kind in ENUM_KINDS or found.kind == KIND_TYPEDEF:
-                yield found.id
+            if found.kind in ENUM_KINDS and not found.name:
+                # Constants: those of no use elsewhere would be lost.
+                if found.id not in used:
+                    yield self.define(found) + "\n"
+            elif (found.kind in _COMPOSITE and found.name) or found.kind in (
+                KIND_TYPEDEF, *ENUM_KINDS
+            ):
+                yield from self._need(found.id, strong=True)
+
+    def _used_inside(self) -> set[int]:
+        """Ids of the types that another type is made of."""
+        used: set[int] = set()
+        for found in self.btf:
+            if found.kind in _COMPOSITE:
+                used.update(found.btf.words[found.pos + 4 : found.pos + 3 + 3 * found.vlen : 3])
+            elif found.kind in (KIND_ARRAY, KIND_FUNC_PROTO):
+                used.update(type_id for type_id, _whole in self._needs(found, True))
+            elif found.kind in _TRANSPARENT:
+                used.add(found.size_or_type)
+        return used
 
     def _need(self, type_id: int, *, strong: bool) -> Iterator[str]:
         """What has to be written so that the type can be used: whole, or (weak) its name.
@@ -291,14 +316,20 @@ class CDump:
         An explicit stack: chains of types are longer than Python may recurse.
         """
         stack = [(self.btf.type(type_id), strong, False)]
+        steps = 0
         while stack:
             found, whole, ready = stack.pop()
             state = self._state.get(found.id, 0)
             if ready:
-                if state != _WRITTEN:
+                if not found.name or found.kind not in _WRITTEN_ONCE:
+                    self._state.pop(found.id, None)  # it is written wherever it is used
+                elif state != _WRITTEN:
                     self._state[found.id] = _WRITTEN
                     yield self.define(found) + "\n"
                 continue
+            steps += 1
+            if steps > _MAX_STEPS:
+                raise FormatError(f"[{type_id}] needs too many types", btf=self.btf.label)
             named = bool(found.name) and found.kind in _COMPOSITE
             if found.kind == KIND_FWD or (named and not whole):
                 if state != _WRITTEN:
@@ -307,12 +338,10 @@ class CDump:
             if state == _WRITTEN and found.kind != KIND_TYPEDEF:
                 continue
             if state == _BEGUN:
-                if named:
-                    raise FormatError(f"[{found.id}] {found.name} contains itself",
+                if found.kind != KIND_TYPEDEF:
+                    raise FormatError(f"[{found.id}] {found.name or '(anon)'} contains itself",
                                       btf=self.btf.label)
                 continue
-            if len(stack) > _MAX_STACK:
-                raise FormatError(f"[{found.id}] needs too many types", btf=self.btf.label)
             if found.kind == KIND_TYPEDEF:
                 # The name first, with its target declared only: the target may use the name.
                 target = self.btf.type(found.size_or_type)
@@ -323,11 +352,11 @@ class CDump:
                     stack.append((found, whole, True))
                     stack.append((target, False, False))
                 continue
-            if named or (found.name and found.kind in ENUM_KINDS):
+            needs = self._needs(found, whole)
+            if needs or found.kind in ENUM_KINDS or found.kind in _COMPOSITE:
                 self._state[found.id] = _BEGUN
                 stack.append((found, whole, True))
-            needs = reversed(self._needs(found, whole))
-            stack.extend((self.btf.type(i), strength, False) for i, strength in needs)
+            stack.extend((self.btf.type(i), strength, False) for i, strength in reversed(needs))
 
     def _declare_forward(self, found: Type) -> Iterator[str]:
         if found.id not in self._forward and self._state.get(found.id) != _WRITTEN:

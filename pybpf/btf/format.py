@@ -165,7 +165,7 @@ class Formats:
                     "records"
                     / Array(
                         this.num_info,
-                        Struct("record" / record, Padding(this._._._.rec_size - known)),
+                        Struct("record" / record, Padding(this._._.rec_size - known)),
                     ),
                 )
             ),

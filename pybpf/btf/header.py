@@ -47,8 +47,9 @@ class Header(NamedTuple):
         *,
         byteorder: str | None = None,
         name: str = "",
+        split: bool = False,
     ) -> Header:
-        """Read and check the header. Raises FormatError."""
+        """Read and check the header. split: it goes on from a base. Raises FormatError."""
         total = len(data)
         found = magic_byteorder(data, name)
         if byteorder is not None and byteorder != found:
@@ -86,9 +87,10 @@ class Header(NamedTuple):
         if type_off < str_off + str_len and str_off < type_off + type_len:
             raise FormatError("its type and string sections overlap", btf=name)
         strings = (hdr_len + str_off, hdr_len + str_off + str_len)
-        # A split BTF may have no strings of its own; a first byte that is no NUL would make
-        # offset 0, "no name", a name.
-        if str_len and (data[strings[1] - 1] or (data[strings[0]])):
+        # A split BTF (a module's) may have no strings of its own, and goes on where its base's
+        # end, so its first is a name; else a first byte that is no NUL would make offset 0,
+        # "no name", a name.
+        if str_len and (data[strings[1] - 1] or (data[strings[0]] and not split)):
             raise FormatError(
                 "its string section does not begin and end with a NUL byte", btf=name
             )

@@ -306,7 +306,7 @@ class Btf:
         self.base = base
         self.label = name
         self.data = data
-        self.header = Header.parse(data, byteorder=byteorder, name=name)
+        self.header = Header.parse(data, byteorder=byteorder, name=name, split=base is not None)
         self.byteorder = self.header.byteorder
         self.kind_words = self.header.kind_words
         if base is not None and base.byteorder != self.byteorder:
