@@ -120,12 +120,12 @@ def _status(arguments: argparse.Namespace) -> int:
 
     found = status.read(arguments.path or fsaccess.PIN)
     if arguments.json:
-        _print_json({"armed": False} if found is None else found.as_dict())
+        _print_json({"in_force": False} if found is None else found.as_dict())
     elif found is None:
         print("fsaccess: not in force (nothing is pinned; a policy may still run unseen)")
     else:
         print(status.text(found))
-    return 0 if found is not None and found.armed else 1
+    return 0 if found is not None and found.in_force else 1
 
 
 def _events(arguments: argparse.Namespace) -> int:

@@ -114,9 +114,10 @@ class Policy:
         with self.globals() as values:
             return bool(values.get("armed"))
 
-    def arm(self) -> None:
-        """Switch enforcement on."""
+    def arm(self, *, audit: bool = False) -> None:
+        """Switch the policy on; audit: nothing is denied, only reported."""
         with self.globals() as values:
+            values.set("audit", int(audit))
             values.set("armed", 1)
 
     def close_window(self) -> int:
@@ -267,7 +268,6 @@ def enable(
         with Globals(bss.fileno(), size, places) as values:
             if values.get("armed"):
                 raise RestrictError("the globals of a new policy are not zero.", map=".bss")
-            values.set("audit", int(audit))
             values.set("initramfs_dev", initramfs_dev)
             values.set("owner_start_ticks", ticks)
             values.set("owner_tgid", tgid)
@@ -317,7 +317,7 @@ def enable(
         try:
             name = "arm"
             step(name)
-            policy.arm()
+            policy.arm(audit=audit)
         except BaseException:
             policy.close()
             raise

@@ -87,7 +87,9 @@ def would_deny(
 ) -> list[tuple[str, str, Event]]:
     """(what, path, event) of each file that the attached, inert policy would not let run.
 
-    Leaves the policy inert, its audit flag as it was and its counters at zero.
+    Leaves the policy inert, its counters at zero, and the audit flag set: a program that began
+    while the switch was on reads that flag afterwards, and may not find it off. ``enable`` stores
+    the wanted flag right before it arms.
     """
     fds: list[tuple[str, str, int]] = []
     denied: list[tuple[str, str, Event]] = []
@@ -105,7 +107,6 @@ def would_deny(
                 ) from None
         with Reader(obj.maps["events"].fileno()) as reader:
             with Globals(bss, size, places) as values:
-                audit = values.get("audit")
                 values.set("audit", 1)
                 values.set("armed", 1)
             try:
@@ -127,7 +128,6 @@ def would_deny(
             finally:
                 with Globals(bss, size, places) as values:
                     values.set("armed", 0)
-                    values.set("audit", audit)
             reader.read(seen.append)
             lost = _reset(obj)
     finally:

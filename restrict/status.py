@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 
-from restrict.errors import RestrictError
+from pybpf.sys import abi as bpf_abi
+from pybpf.sys import bpf
+from restrict.errors import KernelError, RestrictError
 from restrict.fsaccess import PIN
 
 TYPE_CHECKING = False
@@ -66,15 +68,20 @@ class TrustedDevice:
 
 
 class Status:
-    """The policy's state. initramfs_dev: user space's number, 0 when the window is closed."""
+    """The policy's state. initramfs_dev: user space's number, 0 when the window is closed.
+
+    attached: whether all links that the guard names exist; False after an owner died without
+    removing its pin, None where listing links is not allowed.
+    """
 
     __slots__ = (
-        "armed", "audit", "counters", "devices", "guard", "initramfs_dev", "owner",
+        "armed", "attached", "audit", "counters", "devices", "guard", "initramfs_dev", "owner",
         "owner_start_ticks", "truncated",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.armed = False
+        self.attached: bool | None = None
         self.audit = False
         self.initramfs_dev = 0
         self.owner = 0
@@ -85,6 +92,10 @@ class Status:
         self.truncated = 0
 
     @property
+    def in_force(self) -> bool:
+        return self.armed and self.attached is not False
+
+    @property
     def mode(self) -> str:
         return "audit" if self.audit else "exec"
 
@@ -93,6 +104,8 @@ class Status:
         return {
             "policy": "fsaccess",
             "armed": self.armed,
+            "attached": self.attached,
+            "in_force": self.in_force,
             "mode": self.mode,
             "trust_window": {
                 "open": bool(window),
@@ -181,6 +194,16 @@ def _name_devices(status: Status, table: list[Mount]) -> None:
             pass
 
 
+def _attached(idents: list[int]) -> bool | None:
+    """Whether links with all these ids exist; lists ids, which the guard lets everybody do."""
+    try:
+        return bool(idents) and all(
+            bpf.next_id(bpf_abi.BPF_LINK_GET_NEXT_ID, ident - 1) == ident for ident in idents
+        )
+    except KernelError:
+        return None
+
+
 def read(path: str = PIN) -> Status | None:
     """The state of the policy whose status is pinned at ``path``; None if nothing is."""
     from restrict.mounts import mounts
@@ -197,6 +220,7 @@ def read(path: str = PIN) -> Status | None:
     except RestrictError as e:
         raise e.at(file=path) from None
     _name_devices(status, mounts())
+    status.attached = _attached(status.guard["link"])
     return status
 
 
@@ -204,7 +228,9 @@ def text(status: Status) -> str:
     """The report for people."""
     window = status.initramfs_dev
     state = "armed" if status.armed else "not armed"
-    if status.armed and status.audit:
+    if status.armed and status.attached is False:
+        state = "NOT in force: its owner is gone and left this status behind"
+    elif status.armed and status.audit:
         state += ", audit: would-be denials are reported and allowed"
     lines = [
         f"fsaccess: {state}",

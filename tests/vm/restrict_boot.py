@@ -157,5 +157,3 @@ def files(
         "etc/restrict/root.p7s": given,
         "etc/restrict/certificate.der": run["certificate"],
     }
-
-
