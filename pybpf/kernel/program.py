@@ -72,16 +72,23 @@ def _refused(error: KernelError, log: bytearray) -> NoReturn:
     text = cstr(log)
     if not text.strip():
         raise error
-    from pybpf.kernel.verifier_log import summarize
+    from pybpf.kernel.verifier_log import explain
     from pybpf.sys.syscalls import errno_name
 
-    summary = summarize(text)
+    found = explain(text)
+    reason = found.reason or "the verifier gave no reason"
+    message = f"the kernel refused the program with {errno_name(error.errno)}: {reason}."
+    if found.detail:
+        message += f" {found.detail}"
+        message += "" if found.detail.endswith(".") else "."
     raise VerifierError(
-        f"The kernel refused the program with {errno_name(error.errno)}: {summary}",
+        message,
         errno=error.errno,
         log=text,
-        summary=summary,
-        hint=error.hint,
+        summary=found.paragraph(),
+        hint=found.suggestion or error.hint,
+        insn=found.insn,
+        source=found.source,
     ).at(**error.where)
 
 

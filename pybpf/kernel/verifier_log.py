@@ -4,31 +4,39 @@
 The classic log (every kernel so far) is a list of lines of these kinds:
 
     func#0 @0                                   bookkeeping
-    ; return map->value; @ prog.bpf.c:31        source line (the "@ file:line" since 6.8)
-    5: (61) r0 = *(u32 *)(r0 +0)                an instruction, mostly with state behind it
+    ; return *value; @ count.bpf.c:32           source line (the "@ file:line" since 6.8)
+    6: (61) r0 = *(u32 *)(r0 +0)   ; R0=…       an instruction, mostly with state behind it
     R0=map_value_or_null(…) R10=fp0             state
     from 3 to 9: R0=… R10=fp0                   a path taken up again
     R0 invalid mem access 'map_value_or_null'   the reason: what is none of the others
     processed 6 insns (limit 1000000) …         statistics
 
-The reason is the last line that is of no other kind, with the lines before it where it says only
-half (rules in ``_CONTINUES``). Linux 7.3 appends a structured part (kernel/bpf/diagnostics.c):
-its Reason and Suggestion are then preferred.
+The reason is the last group of lines of no other kind: the verifier often says half in one line
+("invalid access to packet, off=0 size=1, …") and half in the next ("R2 offset is outside of the
+packet"). Linux 7.3 appends a structured part, "Verification failed: …" with Reason, At, Causal
+path and Suggestion (kernel/bpf/diagnostics.c); its Reason and Suggestion go into the paragraph too.
 
-This runs in an initramfs too: no regular expressions.
+This runs in an initramfs as well: no regular expressions. tests/unit/verifier_logs has logs of
+6.12, 6.18 and 7.3.
 """
 
 from __future__ import annotations
 
-__all__ = ["explain", "summarize"]
+__all__ = ["Explanation", "explain", "summarize"]
 
-_STATISTICS = ("processed ", "verification time ", "stack depth ", "max_states_per_insn")
-_BOOKKEEPING = (
-    "func#", "last_idx ", "regs=", "parent ", "mark_precise:", "from ", "frame", "caller:",
-    "callee:", "returning from callee:", "to caller at ", "propagating ", "Validating ",
-    "Func#", "BPF program", "insn_", "-- BEGIN PROG LOAD LOG --", "-- END PROG LOAD LOG --",
-    "live regs", "Live regs",
+_STATISTICS = (
+    "processed ", "verification time ", "stack depth ", "subprog ", "insns_", "max_states",
 )  # fmt: skip
+_BOOKKEEPING = (
+    "func#", "Func#", "func '", "last_idx ", "regs=", "parent ", "mark_precise:", "from ", "frame",
+    "caller:", "callee:", "returning from callee:", "to caller at ", "propagating ", "Validating ",
+    "live regs", "Live regs", "arg#", "processing ",
+)  # fmt: skip
+# Calls that a loader writes over instructions it could not complete. The first is libbpf's and
+# the kernel's mark of a failed CO-RE relocation (relo_core.c: bpf_core_poison_insn), the second
+# range libbpf's mark of a weak kfunc that the kernel lacks.
+POISON_CORE = 0xBAD2310
+POISON_KFUNC = 2002000000
 
 
 def _is_instruction(line: str) -> bool:
@@ -41,121 +49,161 @@ def _is_instruction(line: str) -> bool:
 
 
 def _is_state(line: str) -> bool:
-    """ "R0=scalar() R10=fp0", "R1_w=ctx(…)", "fp-8=…", "refs=…"."""
-    word = line.split(" ", 1)[0]
-    name, equals, _ = word.partition("=")
+    """ "R0=scalar() R10=fp0", "R1_w=ctx()", "fp-8=…", "refs=…"."""
+    name, equals, _ = line.split(" ", 1)[0].partition("=")
     if not equals:
         return False
     name = name.split("_")[0]
     if name[:1] == "R" and name[1:].isdigit():
         return True
-    return name.startswith("fp-") or name in ("refs", "cb", "async", "frame1:")
+    return name.startswith("fp-") or name in ("refs", "cb", "async")
 
 
 def _is_reason(line: str) -> bool:
-    if not line.strip() or line.startswith(("; ", ";")) or line.startswith(_STATISTICS):
+    if not line.strip() or line.startswith((";", *_STATISTICS)):
         return False
-    if line.startswith(_BOOKKEEPING) and not line.startswith("func#0 not"):
+    if line.startswith(_BOOKKEEPING) and not _complains(line):
         return False
     return not _is_instruction(line) and not _is_state(line)
 
 
-class Explanation:
-    """The parts of a summary; None where the log does not tell."""
+def _complains(line: str) -> bool:
+    """Lines that begin like bookkeeping but give the reason."""
+    if line.startswith("arg#"):
+        return True
+    if line.startswith("func '"):
+        # "func 'f' arg0 has btf_id 7 type STRUCT 's'" is told of every typed context load.
+        return " has btf_id " not in line
+    return line.startswith("Func#") and "invalid" in line
 
-    __slots__ = ("insn", "reason", "source", "suggestion", "text")
+
+class Explanation:
+    """The parts of a summary; None where the log does not tell.
+
+    reason: the verifier's words; detail and suggestion: those of 7.3; insn, text: number (slot)
+    and disassembly of the instruction; source: "file:line", code: the line of C.
+    """
+
+    __slots__ = ("code", "detail", "insn", "reason", "source", "suggestion", "text")
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.detail: str | None = None
+        self.suggestion: str | None = None
         self.insn: int | None = None
         self.text: str | None = None
         self.source: str | None = None
-        self.suggestion: str | None = None
+        self.code: str | None = None
+
+    def paragraph(self) -> str:
+        text = _sentence(self.reason or "The verifier gave no reason")
+        if self.detail:
+            text += f" {_sentence(self.detail)}"
+        if self.insn is not None:
+            text += f" At instruction {self.insn}"
+            text += f" ({self.text})" if self.text else ""
+            text += f", {self._place()}." if self.code or self.source else "."
+        elif self.code or self.source:
+            text += f" At {self._place()}."
+        if self.suggestion:
+            text += f" The kernel suggests: {_sentence(self.suggestion)}"
+        return text
+
+    def _place(self) -> str:
+        if self.source and self.code:
+            return f"{self.source}: {self.code}"
+        return self.source or f"source line {self.code}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def explain(log: str) -> Explanation:
-    """Find reason, instruction (slot number and disassembly), source line in ``log``."""
+    """Find what ``Explanation`` has in the log of a refused program."""
     found = Explanation()
     lines = [line.rstrip() for line in log.splitlines()]
-    structured = _structured(lines, found)
-    body = lines[:structured] if structured is not None else lines
-    at = next((i for i in range(len(body) - 1, -1, -1) if _is_reason(body[i])), None)
-    if at is not None and found.reason is None:
-        found.reason = _reason(body, at)
-    upto = at if at is not None else len(body)
-    for line in reversed(body[:upto]):
+    start = _structured(lines, found)
+    body = lines if start is None else lines[:start]
+    at = next((i for i in range(len(body) - 1, -1, -1) if _is_reason(body[i])), len(body))
+    first = at
+    while first and at < len(body) and at - first < 4 and _is_reason(body[first - 1]):
+        first -= 1
+    if at < len(body):
+        found.reason = "; ".join(line.strip() for line in body[first : at + 1])
+    for line in reversed(body[:first]):
         if found.insn is None and _is_instruction(line):
             head, _, rest = line.partition(":")
             rest = rest.strip()
             if rest.startswith("("):
                 found.insn = int(head)
                 found.text = rest.split(") ", 1)[-1].split(";", 1)[0].strip()
-        if found.source is None and line.startswith(";"):
-            found.source = line.lstrip("; ").strip()
-        if found.insn is not None and found.source is not None:
+        if line.startswith(";"):
+            code, separator, place = line.lstrip("; ").rpartition(" @ ")
+            found.code = (code if separator else place).strip()
+            found.source = place.strip() if separator else None
             break
+    _poison(found)
     return found
 
 
-# A reason that begins like this needs the line before it: (start of the line, example).
-_CONTINUES = (
-    ("\t", "a line that is indented goes on from the one before"),
-    ("invalid access to ", "R2 min value is outside … / invalid access to map value, …"),
-    ("R", "a register's complaint may follow the sentence that explains it"),
-    ("should have been in", "At program exit the register R0 has value … / should have been in"),
-    ("arg#", "calling kernel function f is not allowed / arg#0 …"),
-)
-
-
-def _reason(body: list[str], at: int) -> str:
-    parts = [body[at].strip()]
-    first = at
-    while first and len(parts) < 4 and _is_reason(body[first - 1]):
-        if not body[first].startswith(tuple(start for start, _ in _CONTINUES)):
-            break
-        first -= 1
-        parts.insert(0, body[first].strip())
-    return "; ".join(parts)
+def _poison(found: Explanation) -> None:
+    """Say what a call of a made-up helper means: its number was put there by a loader."""
+    marker = "invalid func unknown#"
+    if not found.reason or marker not in found.reason:
+        return
+    word = found.reason.split(marker, 1)[1].split(";")[0].strip()
+    number = int(word) if word.isdigit() else 0
+    if number == POISON_CORE:
+        found.detail = (
+            "The call marks an instruction whose CO-RE relocation has no match in this kernel, and "
+            "which can be reached although the code should ask first (bpf_core_field_exists and "
+            "the like)"
+        )
+    elif POISON_KFUNC <= number < POISON_KFUNC + 1_000_000:
+        found.detail = (
+            "The call marks a weak kfunc that this kernel does not have, and which can be reached "
+            "although the code should ask first (bpf_ksym_exists)"
+        )
 
 
 def _structured(lines: list[str], found: Explanation) -> int | None:
     """Read the structured part of 7.3; returns the line it starts at, None if there is none."""
-    start = None
-    for i, line in enumerate(lines):
-        if line.strip().strip("=- ").lower().startswith("verification failed"):
-            start = i
+    start = next(
+        (i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Verification failed")),
+        None,
+    )
     if start is None:
         return None
     section = ""
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {"Reason": [], "Suggestion": []}
     for line in lines[start + 1 :]:
-        bare = line.strip().strip("=- ")
-        head, colon, rest = bare.partition(":")
-        key = head.strip().lower()
-        if key in ("reason", "causal path", "suggestion") and (colon or bare == head):
-            section = key
-            if rest.strip():
-                texts.setdefault(section, []).append(rest.strip())
-        elif bare and section and not bare.startswith(_STATISTICS):
-            texts.setdefault(section, []).append(bare)
-    if "reason" in texts:
-        found.reason = " ".join(texts["reason"])
-    if "suggestion" in texts:
-        found.suggestion = " ".join(texts["suggestion"])
+        if line[:1] not in (" ", ""):
+            # Headings and what comes behind the part ("processed …") stand at the margin.
+            section = line[:-1] if line.endswith(":") else ""
+        elif line.strip() and section in texts:
+            texts[section].append(line.strip())
+        elif section == "At":
+            _context(line.strip(), found)
+    found.detail = " ".join(texts["Reason"]) or None
+    found.suggestion = " ".join(texts["Suggestion"]) or None
     return start
 
 
+def _context(line: str, found: Explanation) -> None:
+    """A line below "At:": "count @ count.bpf.c:32:16", ">>> 6 | (61) r0 = …", ">>> 32 | code"."""
+    if line.startswith(">>>"):
+        number, bar, text = line[3:].partition("|")
+        text = text.strip()
+        if bar and number.strip().isdigit() and text.startswith("("):
+            found.insn, found.text = int(number), text.split(") ", 1)[-1]
+        elif bar:
+            found.code = text
+    elif " @ " in line and found.source is None:
+        place = line.rpartition(" @ ")[2].split(":")
+        found.source = ":".join(place[:2])
+
+
 def summarize(log: str) -> str:
-    """One paragraph; "the verifier gave no reason" if the log has none."""
-    found = explain(log)
-    reason = found.reason or "the verifier gave no reason"
-    text = reason if reason.endswith((".", "!", "?")) else reason + "."
-    if found.insn is not None:
-        text += f" At instruction {found.insn}"
-        text += f" ({found.text})" if found.text else ""
-        text += f", source line: {found.source}." if found.source else "."
-    elif found.source:
-        text += f" Source line: {found.source}."
-    if found.suggestion:
-        text += f" The kernel suggests: {found.suggestion}"
-    return text
+    """One paragraph: ``explain(log).paragraph()``."""
+    return explain(log).paragraph()

@@ -54,7 +54,7 @@ _number = 0
 
 def _bpf_number() -> int:
     global _number
-    _number = {"x86_64": 321, "aarch64": 280}[machine()]  # a test holds them to numbers.py
+    _number = {"x86_64": 321, "aarch64": 280}[machine()]  # a test holds them to numbers_*.py
     return _number
 
 

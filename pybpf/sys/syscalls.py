@@ -55,8 +55,8 @@ _get_errno = ctypes.get_errno
 # (include/linux/errno.h).
 _KERNEL_ONLY = {512: "ERESTARTSYS", 517: "EPROBE_DEFER", 524: "ENOTSUPP"}
 
-# Machine names of uname(2) → the table in pybpf.sys.numbers.
-_MACHINES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
+# Machine names of uname(2) that have a table pybpf.sys.numbers_….
+_MACHINES = ("x86_64", "aarch64")
 
 
 def machine() -> str:
@@ -81,9 +81,11 @@ def number(name: str) -> int:
     arch = machine()
     table = _tables.get(arch)
     if table is None:
-        from pybpf.sys import numbers
-
-        table = _tables[arch] = getattr(numbers, _MACHINES[arch])
+        if arch == "x86_64":
+            from pybpf.sys.numbers_x86_64 import NUMBERS
+        else:
+            from pybpf.sys.numbers_aarch64 import NUMBERS
+        table = _tables[arch] = NUMBERS
     if name not in table:
         raise UsageError(f"there is no system call {name!r} on {arch}")
     return table[name]

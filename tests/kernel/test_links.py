@@ -75,8 +75,8 @@ def test_a_btf_raw_tracepoint_fires(how: str, prefix: str) -> None:
         assert caught.value.errno in (95, 22)
         obj.detach()
         assert settle(lambda: (runs(obj, prefix), runs(obj, prefix))[0] == runs(obj, prefix))
+        obj.close()
         with pytest.raises(UsageError, match="closed"):
-            obj.close()
             obj.attach()
 
 

@@ -177,10 +177,12 @@ def test_information(prefix: str) -> None:
 
 
 def test_names_are_made_fit(prefix: str) -> None:
-    with create(ARRAY, 4, 4, 1, name=f"{prefix}-ümlaut-and-longer") as m:
-        with Map.from_id(m.id) as other:
-            # UTF-8 of ü has two bytes, 15 bytes are kept
-            assert other.name == f"{prefix}___mlaut-".replace("-", "_")[:15]
+    with (
+        create(ARRAY, 4, 4, 1, name=f"{prefix}-ümlaut-and-longer") as m,
+        Map.from_id(m.id) as other,
+    ):
+        # UTF-8 of ü has two bytes, 15 bytes are kept
+        assert other.name == f"{prefix}___mlaut-".replace("-", "_")[:15]
 
 
 def test_pins(prefix: str, bpffs: Path) -> None:
