@@ -34,14 +34,14 @@ _COMPOSITE = (KIND_STRUCT, KIND_UNION)
 class Budget:
     """Bounds the work of one comparison: crafted BTF can nest so that it never ends."""
 
-    def __init__(self, steps: int = 200_000) -> None:
+    def __init__(self, steps: int = 50_000) -> None:
         self.steps = steps
 
     def take(self, steps: int = 1) -> None:
         """Use up steps. Raises RelocationError when there are none left."""
         self.steps -= steps
         if self.steps < 0:
-            raise RelocationError("comparing the types takes more than 200,000 steps")
+            raise RelocationError("comparing the types takes more than 50,000 steps")
 
 
 def kinds_compatible(a: int, b: int) -> bool:
