@@ -21,7 +21,7 @@ from pybpf.plan.live import Object
 from pybpf.plan.run import run as run_plan
 from pybpf.spec import ObjectSpec
 
-__all__ = ["add", "run", "verify"]
+__all__ = ["add", "keeping", "run", "sized", "unpinned", "verify"]
 
 LOG_LEVEL = 1 | 4  # BPF_LOG_LEVEL1 | BPF_LOG_STATS
 # What the last lines of a log count (kernel/bpf/verifier.c: print_verification_stats).
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _sized(spec: ObjectSpec, notes: list[str]) -> ObjectSpec:
+def sized(spec: ObjectSpec, notes: list[str]) -> ObjectSpec:
     """Give maps whose size is left to the loader one entry, which is enough to verify with."""
     for name, found in spec.maps.items():
         if needs_size(found) and found.autocreate:
@@ -94,13 +94,14 @@ def _sized(spec: ObjectSpec, notes: list[str]) -> ObjectSpec:
     return spec
 
 
-def _unpinned(spec: ObjectSpec) -> ObjectSpec:
+def unpinned(spec: ObjectSpec) -> ObjectSpec:
     """Verifying must leave nothing behind, so nothing is pinned or taken from a pin."""
     maps = {n: replace(m, pin=0, pin_path=None) for n, m in spec.maps.items()}
     return replace(spec, maps=maps)
 
 
-def _keeping(spec: ObjectSpec, name: str | None) -> ObjectSpec:
+def keeping(spec: ObjectSpec, name: str | None) -> ObjectSpec:
+    """A copy that loads one program only (None: maps alone)."""
     programs = {n: replace(p, autoload=n == name) for n, p in spec.programs.items()}
     return replace(spec, programs=programs)
 
@@ -124,13 +125,13 @@ def verify(
     for name in only or ():
         spec = spec.with_program(name, autoload=True)
     notes: list[str] = []
-    spec = _unpinned(_sized(spec, notes))
+    spec = unpinned(sized(spec, notes))
     names = [p.name for p in spec.programs.values() if p.autoload and (not only or p.name in only)]
     shared: Object | None = None
     failure: PybpfError | None = None
     if not alone and names:
         try:
-            shared = run_plan(compile(_keeping(spec, None), target, relocate=relocate))
+            shared = run_plan(compile(keeping(spec, None), target, relocate=relocate))
         except PybpfError as exc:
             failure = exc
     out = []
@@ -176,7 +177,7 @@ def _verify_one(
 ) -> None:
     maps = {n: m.fileno() for n, m in shared.maps.items()} if shared is not None else None
     try:
-        plan = compile(_keeping(spec, name), target, relocate=relocate)
+        plan = compile(keeping(spec, name), target, relocate=relocate)
         start = perf_counter_ns()
         with run_plan(plan, log_level=LOG_LEVEL, maps=maps) as live:
             entry["load_time_us"] = (perf_counter_ns() - start) // 1000

@@ -3,72 +3,63 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 
-from pybpf.btf.model import Btf
 from pybpf.compiler.target import Target
 from pybpf.errors import FormatError, PybpfError, RelocationError
 from pybpf.reloc.core import CoreRelocator, CoreTarget, Outcome
 from pybpf.spec import FunctionSpec, ObjectSpec
 
-__all__ = ["Cache", "relocated_bodies", "source_of"]
-
-Cache = dict[int, "tuple[bytes, list[Outcome]] | PybpfError"]
-_relocators: weakref.WeakKeyDictionary[Btf, tuple[Target, CoreRelocator]] = (
-    weakref.WeakKeyDictionary()
-)
+__all__ = ["Bodies", "source_of"]
 
 
-def _relocator(spec: ObjectSpec, target: Target) -> CoreRelocator:
-    assert spec.btf is not None
-    kept = _relocators.get(spec.btf)
-    if kept is not None and kept[0] is target:
-        return kept[1]
-    made = CoreRelocator(
-        spec.btf, CoreTarget(lambda: target.vmlinux, lambda: dict(target.modules()))
-    )
-    made.prepare(relo for function in spec.functions for relo in function.core)
-    _relocators[spec.btf] = (target, made)
-    return made
+class Bodies:
+    """Functions of one spec, CO-RE relocated for one kernel, each when first asked for."""
 
+    def __init__(self, spec: ObjectSpec, target: Target) -> None:
+        self.spec = spec
+        self.target = target
+        self._relocator: CoreRelocator | None = None
+        self._done: dict[int, tuple[bytes, list[Outcome]] | PybpfError] = {}
 
-def relocated_bodies(
-    spec: ObjectSpec, numbers: Iterable[int], target: Target, cache: Cache
-) -> tuple[dict[int, bytes], dict[int, list[Outcome]]]:
-    """(instructions, outcomes) of these functions, CO-RE relocated for ``target``.
+    def of(self, numbers: Iterable[int]) -> tuple[dict[int, bytes], dict[int, list[Outcome]]]:
+        """(instructions, outcomes) of those of the functions that have relocations.
 
-    cache: keeps results between calls for one spec and target. Raises RelocationError or
-    FormatError with function, instruction and source line.
-    """
-    bodies: dict[int, bytes] = {}
-    outcomes: dict[int, list[Outcome]] = {}
-    for number in numbers:
-        function = spec.functions[number]
-        if not function.core:
-            continue
-        done = cache.get(number)
-        if done is None:
-            done = cache[number] = _relocate(spec, function, target)
-        if isinstance(done, PybpfError):
-            raise done
-        bodies[number], outcomes[number] = done
-    return bodies, outcomes
+        Raises RelocationError or FormatError with function, instruction and source line.
+        """
+        bodies: dict[int, bytes] = {}
+        outcomes: dict[int, list[Outcome]] = {}
+        for number in numbers:
+            function = self.spec.functions[number]
+            if not function.core:
+                continue
+            done = self._done.get(number)
+            if done is None:
+                done = self._done[number] = self._relocate(function)
+            if isinstance(done, PybpfError):
+                raise done
+            bodies[number], outcomes[number] = done
+        return bodies, outcomes
 
-
-def _relocate(
-    spec: ObjectSpec, function: FunctionSpec, target: Target
-) -> tuple[bytes, list[Outcome]] | PybpfError:
-    insns = bytearray(function.insns)
-    try:
-        outcomes = _relocator(spec, target).relocate(insns, function.core)
-    except (RelocationError, FormatError) as exc:
-        slot = exc.where.get("insn")
-        return exc.at(
-            function=function.name,
-            source=source_of(spec, function, slot) if isinstance(slot, int) else None,
-        )
-    return bytes(insns), outcomes
+    def _relocate(self, function: FunctionSpec) -> tuple[bytes, list[Outcome]] | PybpfError:
+        if self._relocator is None:
+            assert self.spec.btf is not None
+            target = self.target
+            self._relocator = CoreRelocator(
+                self.spec.btf, CoreTarget(lambda: target.vmlinux, lambda: dict(target.modules()))
+            )
+            # one pass over the kernel's names serves the whole object
+            self._relocator.prepare(relo for f in self.spec.functions for relo in f.core)
+        insns = bytearray(function.insns)
+        try:
+            outcomes = self._relocator.relocate(insns, function.core)
+        except (RelocationError, FormatError) as exc:
+            slot = exc.where.get("insn")
+            return exc.at(
+                function=function.name,
+                source=source_of(self.spec, function, slot) if isinstance(slot, int) else None,
+            )
+        return bytes(insns), outcomes
 
 
 def source_of(spec: ObjectSpec, function: FunctionSpec, slot: int) -> str | None:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from pybpf.compiler.core import relocated_bodies
+from pybpf.compiler.core import Bodies
 from pybpf.compiler.target import Target
 from pybpf.errors import PybpfError
 from pybpf.reloc.core import Outcome
@@ -102,7 +102,7 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
             resolved[extern.name] = resolve(spec, extern, target.types())
         return resolved[extern.name]
 
-    cache: dict[int, tuple[bytes, list[Outcome]] | PybpfError] = {}
+    relocated = Bodies(spec, target)
     out = []
     for program in spec.programs.values():
         entry = ProgramListing(program)
@@ -110,7 +110,7 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
         try:
             entry.linked = link(spec, program)
             numbers = [number for number, _ in entry.linked.functions]
-            bodies, entry.outcomes = relocated_bodies(spec, numbers, target, cache)
+            bodies, entry.outcomes = relocated.of(numbers)
             entry.linked = link(spec, program, bodies)
             binding = FixedBinding(spec, lookup, handles, target.address)
             finish(spec, entry.linked, binding)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_TYPEDEF
 from pybpf.btf.ext import pack_core_relos
-from pybpf.compiler.core import Cache, relocated_bodies
+from pybpf.compiler.core import Bodies
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.target import Target
 from pybpf.elf import sections
@@ -62,7 +62,7 @@ class ProgramCompiler:
         self.target = target
         self.resolved = resolved
         self.btf = btf
-        self._cache: Cache = {}
+        self._bodies = Bodies(spec, target) if target is not None else None
         self._order = "<" if spec.byteorder == "little" else ">"
 
     def compile(self, program: ProgramSpec) -> tuple[ops.ProgLoad, list[SymbolRequest]]:
@@ -85,9 +85,8 @@ class ProgramCompiler:
             return self.places.symbol(request)
 
         linked = link(spec, program)
-        if self.target is not None:
-            numbers = [number for number, _ in linked.functions]
-            bodies, _ = relocated_bodies(spec, numbers, self.target, self._cache)
+        if self._bodies is not None:
+            bodies, _ = self._bodies.of(number for number, _ in linked.functions)
             linked = link(spec, program, bodies)
             linked.core = []
         binding = PlanBinding(

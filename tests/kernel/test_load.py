@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Objects of our own and of the corpus, loaded into the running kernel."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pybpf
+from pybpf.cli import main
+from pybpf.compiler import Target, compile, compile_alternatives
+from pybpf.elf import read
+from pybpf.plan.frozen import from_bytes, to_bytes
+from pybpf.plan.run import run
+from tests.kernel.helpers import live_names, open_fds, settle
+from tests.kernel.relocations import compare
+from tools.corpus_compare import compare as compare_corpus
+from tools.corpus_compare import find_corpus, host_matches
+
+OBJECTS = Path(__file__).parent.parent / "objects"
+FEATURES = OBJECTS / "features.bpf.o"
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(sys.byteorder != "little", reason="the objects are little-endian"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Whatever a test does, no fd and no map of ours survives it."""
+    before = open_fds()
+    yield
+    gc.collect()  # a mapping of kernel BTF holds an fd of its file
+    assert settle(lambda: open_fds() == before), f"fds left: {open_fds() ^ before}"
+    assert settle(lambda: not live_names("features")), live_names("features")
+
+
+def load(spec: object = FEATURES, **more: object) -> pybpf.Object:
+    if isinstance(spec, Path):
+        spec = read(spec)
+    spec = spec.with_map("pinned", pin=0)  # type: ignore[attr-defined]
+    return pybpf.load(spec, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["kernel", "python"])
+def test_everything_in_one_object(mode: str) -> None:
+    with load(relocate=mode, variables={"limit": 5, "start": -9}) as live:
+        assert set(live.programs) == {"first", "tail_target", "tracing"}
+        assert live.vars["limit"] == 5
+        assert live.vars["start"] == -9
+        live.vars["start"] = 12
+        assert live.vars["start"] == 12
+        with pytest.raises(pybpf.UsageError):
+            live.vars["limit"] = 6
+        assert live.vars["LINUX_KERNEL_VERSION"] == Target.of_running().version
+        live.maps["inner_a"][1] = 77
+        assert live.maps["inner_a"][1] == 77
+        assert live.maps[".rodata"].info()["map_flags"] == 0x480
+        result = live.programs["first"].test_run(ctx=bytes(8))
+        # the first program tail-calls the second, which finds 0 in its map: global_sub(0) is
+        # leaf(0), whose static counter stands at 2 after the two calls through branch
+        assert result.retval == 2
+        # leaf(0) + leaf(1) + weak_sub(3), the loop's 0 + 1 + 2 + 3 + 4, and inner_a[1]
+        assert live.vars["counter"] == (5 * 0 + 0) + (5 * 1 + 1) + 4 + (0 + 1 + 2 + 3 + 4) + 77
+
+
+@pytest.mark.parametrize("mode", ["kernel", "python"])
+def test_attaching(mode: str) -> None:
+    spec = read(FEATURES).with_map("pinned", pin=0)
+    with pybpf.load(spec, relocate=mode) as live:
+        live.attach()
+        assert set(live.links) == {"first", "tail_target", "tracing"}
+        before = live.vars["counter"]
+        deadline = time.monotonic() + 10
+        while live.vars["counter"] == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert live.vars["counter"] != before
+        live.detach()
+        assert not live.links
+
+
+def test_pinning_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "bpf"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
+    try:
+        with pybpf.load(FEATURES, pin_root=str(folder)) as live:
+            live.maps["pinned"][0] = 42
+        assert (folder / "pinned").exists()
+        with pybpf.load(FEATURES, pin_root=str(folder)) as live:
+            assert live.maps["pinned"][0] == 42
+        with pytest.raises(pybpf.PlanError, match="not the one that the object declares"):
+            pybpf.load(read(FEATURES).with_map("pinned", max_entries=2), pin_root=str(folder))
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_frozen_plans_run_the_same() -> None:
+    spec = read(FEATURES).with_map("pinned", pin=0)
+    plan = from_bytes(to_bytes(compile(spec, export=["struct pair"])))
+    with run(plan) as live:
+        assert live.layouts["struct pair"][0] == "struct"
+        assert live.programs["first"].test_run(ctx=bytes(8)).retval == 2
+
+
+def test_alternatives_fall_back() -> None:
+    """The verifier refuses the first alternative: its program is not allowed what it asks."""
+    good = read(FEATURES).with_map("pinned", pin=0)
+    bad = good.with_program("first", flags=16)  # such programs cannot sleep
+    plan = compile_alternatives([("bad", bad), ("good", good)], label="kind", relocate="kernel")
+    with run(plan) as live:
+        assert live.choices == {"kind": "good"}
+        assert live.programs["first"].type == 17
+
+
+def test_refusals_leave_nothing() -> None:
+    spec = read(FEATURES).with_map("pinned", pin=0)
+    with pytest.raises(pybpf.VerifierError) as caught:
+        pybpf.load(spec.with_program("first", type=1, section="socket"))
+    assert caught.value.where["program"] == "first"
+    assert caught.value.log
+    assert caught.value.summary
+
+
+def test_both_ways_give_the_same_program_for_our_objects() -> None:
+    loaded, problems = compare(FEATURES)
+    assert problems == []
+    assert loaded == 4
+
+
+def corpus() -> Path:
+    found = find_corpus()
+    if found is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("there is no corpus at ../shared/corpus beside the checkout")
+        pytest.skip("no corpus (RESTRICT_CORPUS, ../shared/corpus)")
+    return found
+
+
+def test_both_ways_give_the_same_programs_for_the_corpus() -> None:
+    total, problems = 0, []
+    for path in sorted((corpus() / "objects").glob("*/*.o")):
+        try:
+            loaded, found = compare(path)
+        except pybpf.FormatError:
+            continue
+        total += loaded
+        problems += found
+    assert problems == []
+    assert total > 300
+
+
+def test_verdicts_of_the_corpus() -> None:
+    unable = host_matches()
+    if unable is not None:
+        pytest.skip(unable)
+    report = compare_corpus(corpus(), kernels=["host-6.18"], load=True)
+    assert report.verdicts > 500
+    assert [f"{d.object}: {d.what} {d.detail}" for d in report.ours] == []
+
+
+def test_verify_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--json", str(FEATURES)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["error"] is None
+    assert {p["name"]: p["loaded"] for p in found["programs"]} == dict.fromkeys(
+        ("tail_target", "first", "tracing"), True
+    )
+    for program in found["programs"]:
+        assert program["errno"] is None
+        assert program["processed_insns"] > 0
+        assert program["insns"] > 0
+        assert program["verification_time_us"] >= 0
+        assert "processed" in program["log"]
+    assert main(["verify", "--json", "--alone", "--program", "optional", str(FEATURES)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [p["name"] for p in found["programs"]] == ["optional"]
+
+
+def test_run_command() -> None:
+    spec_args = ["run", "--json", "--seconds", "0.1", "--disable", "tracing", str(FEATURES)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pybpf", *spec_args], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent.parent.parent,
+    )  # fmt: skip
+    try:
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert set(found["links"]) == {"first", "tail_target"}
+        assert all(found["programs"].values())
+    finally:
+        Path("/sys/fs/bpf/pinned").unlink(missing_ok=True)
