@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-PLAN = "/usr/lib/restrict/fsaccess.plan"
-
 
 def _print_json(value: object) -> None:
     import json
@@ -60,7 +58,7 @@ def _enable(arguments: argparse.Namespace) -> int:
     owner = arguments.owner
     if owner is not None and not os.path.isdir(f"/proc/{owner}"):
         raise RestrictError(f"there is no process {owner} to own the policy.")
-    plan = fsaccess.load_plan(arguments.plan)
+    plan = fsaccess.load_plan(arguments.plan or fsaccess.default_plan())
     steps: list[str] = []
     trusted = 0
     if arguments.trust_initramfs:
@@ -192,14 +190,14 @@ def _bundle(arguments: argparse.Namespace) -> int:
 
 
 def _init(words: Sequence[str]) -> int:
-    """``restrict init [CONFIG]`` and ``restrict init --resume [--plan FILE] -- PROGRAM …``."""
+    """``restrict init [CONFIG]`` and ``restrict init --resume [--plan FILE] … -- PROGRAM …``."""
     from restrict import config, init
 
     rest = list(words)
     if rest and rest[0] in ("-h", "--help"):
         print(
             "usage: restrict init [CONFIG]\n"
-            "       restrict init --resume [--plan FILE] -- PROGRAM [ARGUMENT …]\n\n"
+            "       restrict init --resume [--plan FILE] [--events] -- PROGRAM [ARGUMENT …]\n\n"
             "As PID 1 of an initramfs: enforce, then boot the signed root that CONFIG\n"
             f"({config.DEFAULT_PATH}) describes.\n"
             "--resume: as its successor on that root, take the policy over and execute PROGRAM\n"
@@ -209,13 +207,18 @@ def _init(words: Sequence[str]) -> int:
         return 0
     if rest and rest[0] == "--resume":
         rest = rest[1:]
-        plan = None
-        if rest[:1] == ["--plan"] and len(rest) > 1:
-            plan, rest = rest[1], rest[2:]
+        plan, events = None, False
+        while rest and rest[0] in ("--plan", "--events"):
+            if rest[0] == "--events":
+                events, rest = True, rest[1:]
+            elif len(rest) > 1:
+                plan, rest = rest[1], rest[2:]
+            else:
+                break
         if rest[:1] != ["--"] or len(rest) < 2:
             print("restrict: init --resume needs `-- PROGRAM …`", file=sys.stderr)
             return 2
-        return init.resume(rest[1:], plan_path=plan)
+        return init.resume(rest[1:], plan_path=plan, events=events)
     if len(rest) > 1 or (rest and rest[0].startswith("-")):
         print(f"restrict: init takes one file, not {' '.join(rest)!r}", file=sys.stderr)
         return 2
@@ -244,7 +247,10 @@ def _parser() -> argparse.ArgumentParser:
     enable = add("enable", "enforce until this process ends", _enable)
     enable.add_argument("--mode", choices=("exec",), default="exec", help="what is restricted")
     enable.add_argument("--audit", action="store_true", help="report, but deny nothing")
-    enable.add_argument("--plan", default=PLAN, help=f"the frozen policy ({PLAN})")
+    enable.add_argument(
+        "--plan", metavar="FILE",
+        help="the frozen policy (/usr/lib/restrict/fsaccess.plan, else restrict's own)",
+    )  # fmt: skip
     enable.add_argument(
         "--owner", type=int, metavar="TGID",
         help="process that passes the guard instead of this one (1 in production)",

@@ -26,6 +26,7 @@
     init = /sbin/init [ARGUMENT …]         what becomes PID 1 (required)
     on_failure = exit                      exit (the kernel panics), reboot or poweroff
     status = yes                           pin the status where `restrict status` reads it
+    events = no                            yes: leave a process that serves `restrict events`
 
 The file is part of the initramfs, so whoever can write it can also replace this program; what
 is checked here is that a mistake is told where it was made and not later by the kernel.
@@ -67,11 +68,13 @@ _DEFAULTS = {
     "init": "",
     "on_failure": "exit",
     "status": "yes",
+    "events": "no",
 }
 _CHOICES = {
     "mode": ("exec", "audit"),
     "on_failure": ("exit", "reboot", "poweroff"),
     "status": ("yes", "no"),
+    "events": ("yes", "no"),
     "filesystem": tuple(abi.MAGICS),
 }
 SIGNATURE_KEY = "restrict:root"
@@ -81,8 +84,8 @@ class InitConfig:
     """The checked values of one file."""
 
     __slots__ = (
-        "audit", "certificates", "filesystem", "init", "modules", "move", "name", "on_failure",
-        "options", "plan", "signature", "status", "verity", "wait",
+        "audit", "certificates", "events", "filesystem", "init", "modules", "move", "name",
+        "on_failure", "options", "plan", "signature", "status", "verity", "wait",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, str], modules: list[str], certificates: list[str]) -> None:
@@ -121,6 +124,7 @@ class InitConfig:
         _path(self.init[0], "init")
         self.on_failure = values["on_failure"]
         self.status = values["status"] == "yes"
+        self.events = values["events"] == "yes"
 
 
 def _path(text: str, key: str) -> str:

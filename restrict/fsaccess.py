@@ -32,16 +32,34 @@ if TYPE_CHECKING:
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
 
-__all__ = ["PIN", "STATUS", "Policy", "enable", "initramfs_device", "load_plan"]
+__all__ = [
+    "PIN",
+    "STATUS",
+    "Policy",
+    "default_plan",
+    "enable",
+    "initramfs_device",
+    "load_plan",
+]
 
 PIN = "/sys/fs/bpf/restrict/fsaccess"
+_PLAN = "/usr/lib/restrict/fsaccess.plan"
 STATUS = "fsaccess_status"
 SYSCTL = "fsaccess_sysctl"
 _LINKS_LEAST = 8  # a plan with fewer attached programs is not this policy
 
 
+def default_plan() -> str:
+    """The frozen policy: the administrator's, else the one that came with restrict."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    for path in (_PLAN, f"{here}/objects/fsaccess.plan", f"{here}/../bpf/objects/fsaccess.plan"):
+        if os.path.exists(path):
+            return os.path.normpath(path)
+    return _PLAN
+
+
 def load_plan(path: str) -> Plan:
-    """Read a frozen Plan (``pybpf bundle``). Raises FormatError or KernelError."""
+    """Read a frozen Plan (``restrict bundle``). Raises FormatError or KernelError."""
     from pybpf.plan.frozen import from_bytes
 
     try:

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 
-from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight
+from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight, serve
 from restrict.devmapper import DeviceMapper
 from restrict.errors import ConfigError, KernelError, RestrictError, describe
 from restrict.kmsg import Console
@@ -122,9 +122,15 @@ def _preload() -> None:
 
 
 class _State:
-    """How far the boot came, for the message of a failure."""
+    """How far the boot came, for the message of a failure.
+
+    The last one is kept for ever: it holds the policy, whose handles would be closed with it.
+    """
+
+    kept: _State | None = None
 
     def __init__(self) -> None:
+        _State.kept = self
         self.step = "start"
         self.policy: Policy | None = None
 
@@ -196,6 +202,8 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     step("switch root")
     mounts.switch_root(_NEW_ROOT, moved=settings.move)
     step("exec")
+    if settings.events:
+        serve.spawn(policy)
     say(f"root switched, executing {settings.init[0]} after {time.monotonic() - started:.3f} s")
     os.execve(settings.init[0], settings.init, {**os.environ, **environment})
 
@@ -250,11 +258,12 @@ def main(path: str = config.DEFAULT_PATH) -> int:
         return _fail(console, settings, state, e)
 
 
-def resume(arguments: list[str], *, plan_path: str | None = None) -> int:
+def resume(arguments: list[str], *, plan_path: str | None = None, events: bool = False) -> int:
     """``restrict init --resume -- PROGRAM…``: the successor on the verified root.
 
     Validates what was inherited, closes the trust window again, and executes PROGRAM with the
-    handles handed on. Returns 1 after a failure; what was inherited then stays in force.
+    handles handed on. events: leave a process that serves ``restrict events``.
+    Returns 1 after a failure; what was inherited then stays in force.
     """
     console = Console("restrict")
     try:
@@ -271,6 +280,8 @@ def resume(arguments: list[str], *, plan_path: str | None = None) -> int:
         )
         if not arguments:
             raise ConfigError("there is no program to execute.", hint="Add `-- PROGRAM …`.")
+        if events:
+            serve.spawn(policy)
         environment, record = handover.hand_over(policy)
         try:
             os.execve(arguments[0], arguments, {**os.environ, **environment})

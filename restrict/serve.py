@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from restrict.events import Event
+    from restrict.fsaccess import Policy
 
-__all__ = ["SOCKET", "Server", "connect", "wait_signals"]
+__all__ = ["SOCKET", "Server", "connect", "spawn", "wait_signals"]
 
 SOCKET = "/run/restrict/events"
 _HISTORY = 1024
@@ -183,6 +184,26 @@ class Server:
         finally:
             if stop_fd >= 0:
                 self._poll.unregister(stop_fd)
+
+
+def spawn(policy: Policy, path: str = SOCKET) -> int:
+    """A child that reads this policy's events and offers them; returns its pid.
+
+    It keeps the ring buffer alone: links and globals are closed in it, so that whoever takes
+    hold of the child gets none of them. Events are what it could forge.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        for handle in policy.handles():
+            if handle is not policy.events:
+                handle.close()
+        with Server(policy.events.fileno(), path) as server:
+            server.run()
+    finally:
+        os._exit(1)
 
 
 def wait_signals() -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PLAN = "/run/test/fsaccess.plan"
+PLAN = "/project/bpf/objects/fsaccess.plan"
 RESTRICT = [sys.executable, "-s", "-m", "restrict"]
 
 enable = Scenario("enable")
@@ -34,12 +34,8 @@ weak = Scenario(
 
 @enable.setup
 @weak.setup
-def plan(guest: Guest) -> None:
-    """The policy, compiled in the guest, which has pyelftools and construct."""
-    from restrict import bundle
-
+def prepare(guest: Guest) -> None:
     os.makedirs("/run/test", exist_ok=True)
-    bundle.write(bundle.build(), PLAN)
     probes.write_file("/tmp/program", program())
 
 
@@ -62,7 +58,7 @@ class Enabled:
 
     def __enter__(self) -> Enabled:
         self.process = subprocess.Popen(
-            [*RESTRICT, "enable", "--plan", PLAN, "--json", *self.words],
+            [*RESTRICT, "enable", "--json", *self.words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -149,10 +145,10 @@ def _missing(name: str, prepare: Callable[[], object], message: str) -> None:
         assert done.returncode == 1
         assert f"MISSING {wanted}: {first.message}" in done.stdout
         before = _settled()
-        done = command("enable", "--plan", PLAN)
+        done = command("enable")
         assert done.returncode == 1
         assert f"{wanted}: {first.message}" in done.stderr
-        assert _objects() == before
+        guest.wait(lambda: _objects() == before, "nothing left behind")
 
 
 def _settled() -> tuple[list[int], ...]:
@@ -194,9 +190,7 @@ def _umount_securityfs() -> None:
 _LINE = "console=ttyS0 quiet "
 _OVERRIDE = "proc_mem.force_override="
 _missing("securityfs", _umount_securityfs, "not mounted")
-_missing(
-    "lsm-bpf", lambda: _cover("/sys/kernel/security/lsm", "lockdown,capability"), "capability"
-)
+_missing("lsm-bpf", lambda: _cover("/sys/kernel/security/lsm", "lockdown,capability"), "capability")
 _missing(
     "dm-verity-signatures",
     lambda: _cover("/sys/module/dm_verity/parameters/require_signatures", "N\n"),
@@ -213,9 +207,7 @@ for _word, _text in (
         lambda text=_text: _cover("/proc/cmdline", _LINE + text),  # type: ignore[misc]
         f"is '{_text.rpartition('=')[2]}'",
     )
-_missing(
-    "ftrace", lambda: _cover("/proc/sys/kernel/ftrace_enabled", "0\n"), "ftrace_enabled is 0"
-)
+_missing("ftrace", lambda: _cover("/proc/sys/kernel/ftrace_enabled", "0\n"), "ftrace_enabled is 0")
 
 
 @weak.case()
@@ -229,7 +221,7 @@ def check_sees_a_weak_kernel(guest: Guest) -> None:
 
 @weak.case()
 def enable_refuses_a_weak_kernel(guest: Guest) -> None:
-    done = command("enable", "--plan", PLAN)
+    done = command("enable")
     assert done.returncode == 1
     for name in ("lsm-bpf", "proc-mem-override", "proc-mem-probe"):
         assert name in done.stderr
@@ -273,7 +265,7 @@ def lock_out_is_refused(guest: Guest) -> None:
         probes.write_file("/tmp/python3", file.read())
     before = _settled()
     done = subprocess.run(
-        ["/tmp/python3", "-s", "-m", "restrict", "enable", "--plan", PLAN],
+        ["/tmp/python3", "-s", "-m", "restrict", "enable"],
         env={**os.environ, "PYTHONHOME": "/usr"},
         capture_output=True,
         text=True,
@@ -540,5 +532,3 @@ def enforcement_imports_little(guest: Guest) -> None:
     }  # fmt: skip
     guest.note(" ".join(sorted(found)))
     assert not found & heavy
-
-

@@ -8,7 +8,7 @@ import os
 from tests.vm import probes
 from tests.vm.outcome import ALLOWED, refused
 from tests.vm.programs import program
-from tests.vm.restrict_boot import PLAN, Prober, files, resumed
+from tests.vm.restrict_boot import PLAN, Prober, console, files, resumed
 from tests.vm.scenario import Guest, Scenario
 
 TYPE_CHECKING = False
@@ -33,20 +33,6 @@ def take_over(guest: Guest) -> None:
 
     guest.state["variable"] = os.environ.get(handover.VARIABLE)
     guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(PLAN))
-
-
-def _console() -> list[str]:
-    """What restrict said in the kernel's log."""
-    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    found = []
-    while True:
-        try:
-            text = os.read(fd, 8192).decode().split("\n")[0].partition(";")[2]
-        except BlockingIOError:
-            os.close(fd)
-            return found
-        if text.startswith("restrict: "):
-            found.append(text)
 
 
 @boot.case()
@@ -80,7 +66,7 @@ def root_is_known_as_signed(guest: Guest) -> None:
 
 @boot.case()
 def each_step_was_said(guest: Guest) -> None:
-    lines = _console()
+    lines = console()
     for line in lines:
         guest.note(line)
     assert any("armed: 13 programs" in line for line in lines)
@@ -116,7 +102,7 @@ def root_runs(guest: Guest) -> None:
 @boot.case()
 def initramfs_number_reused_is_denied(guest: Guest) -> None:
     """New tmpfs mounts take the lowest free anonymous numbers, the initramfs' among them."""
-    lines = [line for line in _console() if "initramfs" in line and "trusted" in line]
+    lines = [line for line in console() if "initramfs" in line and "trusted" in line]
     number = lines[0].partition("initramfs ")[2].split()[0]
     major, minor = map(int, number.split(":"))
     guest.note(f"the initramfs was {number}")
@@ -172,3 +158,60 @@ def prober_ends(guest: Guest) -> None:
     guest.state["policy"].close()
     guest.wait(lambda: Prober().after > 0, "success after the end of enforcement")
     Prober.stop()
+
+
+def _locked_down(run: Mapping[str, Any]) -> dict[str, bytes]:
+    return files(run, events="yes")
+
+
+lockdown = Scenario("lockdown", initramfs=_locked_down, append="lockdown=confidentiality")
+
+
+@lockdown.setup
+def take_over_locked_down(guest: Guest) -> None:
+    from restrict import fsaccess, handover
+
+    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(PLAN))
+
+
+@lockdown.case()
+def enforced_under_lockdown(guest: Guest) -> None:
+    from restrict import preflight, status
+
+    notes = {f.name: f.message for f in preflight.check()}
+    assert notes["lockdown"] == "lockdown is confidentiality."
+    found = status.read()
+    assert found is not None
+    assert found.in_force
+    assert [d.signed for d in found.devices] == [True]
+    path = probes.write_file("/run/program", program())
+    guest.expect(probes.execute(path), refused())
+    guest.expect(probes.run("/usr/bin/busybox", "true"), ALLOWED)
+
+
+@lockdown.case()
+def events_are_served_by_a_process_of_init(guest: Guest) -> None:
+    """It was forked in the initramfs, and holds the ring buffer but no link and no globals."""
+    import json
+    import subprocess
+    import sys
+
+    path = probes.write_file("/run/program2", program())
+    guest.expect(probes.execute(path), refused())
+    done = subprocess.run(
+        [sys.executable, "-s", "-m", "restrict", "events", "--json"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["path"], last["reason"], last["verdict"]) == (path, "filesystem", "denied")
+    servers = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        if pid != "1" and any("bpf-map" in h for h in held):
+            servers.append(sorted(h for h in held if "bpf" in h))
+    assert len(servers) == 1
+    assert set(servers[0]) == {"anon_inode:bpf-map"}, servers
