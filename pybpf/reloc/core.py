@@ -5,6 +5,10 @@ All thirteen kinds of enum bpf_core_relo_kind, with the semantics of libbpf and 
 (tools/lib/bpf/relo_core.c): the results are meant to be equal bit for bit. What libbpf decides
 silently is kept in an Outcome: the access in the program's own types, every candidate looked
 at, the one chosen, the value before and after, and why an instruction was poisoned.
+
+One difference is the kernel's: as it looks for candidates of exactly the same kind
+(bpf_core_add_cands() in kernel/bpf/btf.c, seen on v6.18), an enum of the program does not find
+an enum64 of the kernel there; with libbpf and here it does.
 """
 
 from __future__ import annotations
