@@ -195,10 +195,10 @@ class Map(KernelObject):
 
     def _bytes(self, value: Any, size: int, layout: Layout | None, what: str) -> bytes:
         try:
-            if isinstance(value, (bytes, bytearray, memoryview)):
-                data = bytes(value)
-            elif layout is not None:
+            if layout is not None:
                 data = _layout.encode(layout, value, sys.byteorder)
+            elif isinstance(value, (bytes, bytearray, memoryview)):
+                data = bytes(value)
             elif isinstance(value, int) and size in (1, 2, 4, 8):
                 data = (value & (1 << 8 * size) - 1 if value < 0 else value).to_bytes(
                     size, sys.byteorder

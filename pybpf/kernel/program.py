@@ -76,7 +76,7 @@ def _refused(error: KernelError, log: bytearray) -> NoReturn:
     from pybpf.sys.syscalls import errno_name
 
     found = explain(text)
-    reason = found.reason or "the verifier gave no reason"
+    reason = (found.reason or "the verifier gave no reason").rstrip(".")
     message = f"the kernel refused the program with {errno_name(error.errno)}: {reason}."
     if found.detail:
         message += f" {found.detail}"

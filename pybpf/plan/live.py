@@ -54,17 +54,20 @@ class Object:
         self.choices = executor.choices
         self.logs = executor.logs
         self.notes = executor.notes
-        owned = set()
+        # Alternatives may give one slot several names: then all of them are one live object.
+        owned: dict[int, Any] = {}
         for name, (slot, key, value) in plan.maps.items():
             if executor.slots[slot] >= 0:
-                self.maps[name] = Map(
-                    executor.slots[slot], name, key_layout=key, value_layout=value
-                )
-                owned.add(slot)
+                if slot not in owned:
+                    owned[slot] = Map(
+                        executor.slots[slot], name, key_layout=key, value_layout=value
+                    )
+                self.maps[name] = owned[slot]
         for name, slot in plan.programs.items():
             if executor.slots[slot] >= 0:
-                self.programs[name] = Program(executor.slots[slot], name)
-                owned.add(slot)
+                if slot not in owned:
+                    owned[slot] = Program(executor.slots[slot], name)
+                self.programs[name] = owned[slot]
         # BTF objects and templates of inner maps: nobody asks for them by name.
         self._others = [
             entry[1]
@@ -307,10 +310,10 @@ class Variables:
 
 def _encode(name: str, value: Any, size: int, layout: Any) -> bytes:
     try:
-        if isinstance(value, (bytes, bytearray, memoryview)):
-            data = bytes(value)
-        elif layout is not None:
+        if layout is not None:
             data = _layout.encode(layout, value, sys.byteorder)
+        elif isinstance(value, (bytes, bytearray, memoryview)):
+            data = bytes(value)
         elif isinstance(value, int) and size in (1, 2, 4, 8):
             data = value.to_bytes(size, sys.byteorder, signed=value < 0)
         else:

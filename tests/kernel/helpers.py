@@ -108,7 +108,7 @@ def btf_count() -> int:
     return number
 
 
-def settle(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def settle(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Wait for a condition: the kernel frees programs and maps after an RCU grace period."""
     end = time.monotonic() + seconds
     while not condition():
