@@ -216,13 +216,12 @@ def vm_write(pid: int) -> Outcome:
     """process_vm_writev(2) of nothing new."""
 
     def body(act: Act) -> None:
-        try:
-            where = _mapping(pid, "rw-p")
-        except PermissionError:
-            where = 0x400000
+        where = _mapping(pid, "rw-p")
         _keep, ours, theirs = _vectors(where, 8)
-        if where != 0x400000:
+        try:
             raw.call("process_vm_readv", pid, ours, 1, theirs, 1, 0)
+        except PermissionError:
+            pass  # then the act is refused as well, before it would write the zeros
         act(raw.call, "process_vm_writev", pid, ours, 1, theirs, 1, 0)
 
     return attempt(body)

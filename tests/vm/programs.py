@@ -28,16 +28,21 @@ def _header(kind: int, entry: int, segments: int) -> bytes:
 
 
 def program(
-    status: int = EXIT_STATUS, *, executable_stack: bool = False, interpreter: str = ""
+    status: int = EXIT_STATUS,
+    *,
+    executable_stack: bool = False,
+    interpreter: str = "",
+    code: bytes = b"",
 ) -> bytes:
     """A static ELF program that exits with *status*.
 
     *executable_stack* asks for one with PT_GNU_STACK; *interpreter* names a PT_INTERP, which
-    the kernel then loads and starts in the program's place.
+    the kernel then loads and starts in the program's place; *code* is run instead of exit.
     """
-    code = bytes([0xBF]) + struct.pack("<I", status)  # mov edi, status
-    code += bytes([0xB8]) + struct.pack("<I", 60)  # mov eax, exit
-    code += b"\x0f\x05"  # syscall
+    if not code:
+        code = bytes([0xBF]) + struct.pack("<I", status)  # mov edi, status
+        code += bytes([0xB8]) + struct.pack("<I", 60)  # mov eax, exit
+        code += b"\x0f\x05"  # syscall
     count = 3 if interpreter else 2
     offset = 64 + 56 * count
     name = interpreter.encode() + b"\0" if interpreter else b""
@@ -54,12 +59,16 @@ def program(
     return _header(2, entry, count) + headers + name + code
 
 
-def shared_object(value: int = EXIT_STATUS) -> bytes:
-    """A shared object with one function, ``answer``, that returns *value*."""
+def shared_object(value: int = EXIT_STATUS, *, executable_stack: bool = False) -> bytes:
+    """A shared object with one function, ``answer``, that returns *value*.
+
+    With *executable_stack* it asks for one, as does every shared object without PT_GNU_STACK:
+    glibc then makes the stack executable by mprotect(2).
+    """
     strings = b"\0answer\0libanswer.so\0"
     code = bytes([0xB8]) + struct.pack("<I", value) + b"\xc3"  # mov eax, value; ret
     # Everything but the code and the dynamic section: read-only, in the first page.
-    offset = 64 + 56 * 4
+    offset = 64 + 56 * 5
     symbols = _SYM.pack(0, 0, 0, 0, 0, 0)
     hash_table = struct.pack("<6I", 1, 2, 1, 0, 0, 0)  # nbucket, nchain, bucket, chain
     symbol_offset = offset
@@ -90,8 +99,9 @@ def shared_object(value: int = EXIT_STATUS) -> bytes:
         + _PHDR.pack(
             _PT_DYNAMIC, _R | _W, 2 * _PAGE, 2 * _PAGE, 2 * _PAGE, len(dynamic), len(dynamic), 8
         )
+        + _PHDR.pack(_PT_GNU_STACK, _R | _W | (_X if executable_stack else 0), 0, 0, 0, 0, 0, 16)
     )
-    body = _header(3, 0, 4) + headers + first
+    body = _header(3, 0, 5) + headers + first
     body += bytes(_PAGE - len(body)) + code
     return body + bytes(2 * _PAGE - len(body)) + dynamic
 

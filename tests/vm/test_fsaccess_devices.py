@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The execution policy and devices: which images are trusted, for how long, and tricks with them.
+
+The kernel is told to take no dm-verity table without a valid signature, so images that are
+unsigned, signed by somebody else or damaged are refused before the policy is asked; what is on
+them can still be mounted as it is, and then the policy has to refuse it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tests.vm import probes, programs
+from tests.vm.attempts import CONTENT, EXITS
+from tests.vm.outcome import Expected, Outcome, refused, trial
+from tests.vm.policy import (
+    SABOTAGE,
+    Attempt,
+    Denial,
+    check,
+    enable,
+    observe,
+    plans_drive,
+    read_events,
+    unarmed,
+)
+from tests.vm.scenario import Drive, Guest, Scenario
+
+_ONE_BLOCK = programs.program().ljust(4096, b"\0")
+
+devices = Scenario(
+    "devices",
+    append=SABOTAGE,
+    drives={
+        "good": Drive(CONTENT),
+        "other": Drive({"program": programs.program(43), "second": bytes(8192)}),
+        "unsigned": Drive(CONTENT, signature="none"),
+        "foreign": Drive(CONTENT, signature="foreign"),
+        "tampered": Drive(CONTENT, signature="tampered"),
+        "plain": Drive(CONTENT, signature="none"),
+        "damaged": Drive({"program": _ONE_BLOCK}, corrupt=True),
+        "whole": Drive({"program": _ONE_BLOCK}),
+        "plans": plans_drive(),
+    },
+)
+
+
+@devices.setup
+def prepare(guest: Guest) -> None:
+    """One device from before the policy; the cases make their own."""
+    guest.mount(guest.verity("whole", device="early"), "/run/early")
+    enable(guest)
+
+
+def denied(guest: Guest, where: str, reason: str, control: Expected = EXITS) -> None:
+    """The program on *where* is refused for *reason*, and runs while the policy is not armed."""
+    path = f"{where}/program"
+    denial = Denial("exec", reason, file=path, filesystem="erofs")
+    check(guest, Attempt("", "", probes.execute, path, control=control, denied=denial))
+
+
+def runs(guest: Guest, where: str, control: Expected = EXITS) -> None:
+    """The program on *where* runs, and nothing is reported."""
+    check(guest, Attempt("", "", probes.execute, f"{where}/program", control=control))
+
+
+def record(node: str) -> dict[str, str]:
+    """What the policy's status says of the device *node*; empty if it has no record of it."""
+    from restrict.fsaccess import PIN
+
+    number = os.stat(node).st_rdev
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    with open(PIN) as status:
+        for line in status:
+            words = line.split()
+            if words[:2] == ["device", wanted]:
+                return {words[i]: words[i + 1] for i in range(2, len(words) - 1, 2)}
+    return {}
+
+
+@devices.case()
+def device_from_before_the_policy(guest: Guest) -> None:
+    runs(guest, "/run/early")
+
+
+@devices.case()
+def signed(guest: Guest) -> None:
+    node = guest.verity("good", device="signed")
+    guest.mount(node, "/run/signed")
+    runs(guest, "/run/signed")
+    known = record(node)
+    assert known["signed"] == "1"
+    assert known["root_hash"] == guest.images["good"]["root_hash"]
+
+
+def _not_activated(name: str, code: int) -> None:
+    def case(guest: Guest) -> None:
+        before = os.listdir("/dev/mapper")
+        guest.expect(trial(guest.verity, name), refused(code))
+        assert os.listdir("/dev/mapper") == before
+        # The same blocks without verification.
+        guest.mount(guest.node(name), f"/run/{name}")
+        denied(guest, f"/run/{name}", "untrusted_device")
+
+    devices.case(name=name)(case)
+
+
+_not_activated("unsigned", errno.ENOKEY)
+_not_activated("foreign", errno.ENOKEY)
+_not_activated("tampered", errno.EKEYREJECTED)
+
+
+@devices.case()
+def signature_left_out(guest: Guest) -> None:
+    guest.expect(trial(lambda: guest.verity("good", device="bare", signed=False)),
+                 refused(errno.ENOKEY))  # fmt: skip
+
+
+@devices.case()
+def tampered_data(guest: Guest) -> None:
+    """The signature is good, the block is not: the policy lets dm-verity refuse it."""
+    guest.mount(guest.verity("damaged"), "/run/damaged")
+    outcome, events = observe(guest, probes.execute, "/run/damaged/program")
+    guest.expect(outcome, refused(errno.EIO))
+    assert not events
+    guest.mount(guest.verity("whole", device="again"), "/run/whole")
+    runs(guest, "/run/whole")
+
+
+@devices.case()
+def number_reused(guest: Guest) -> None:
+    """Trust ends with the device; another one with its number gets none of it."""
+    node = guest.verity("good", device="first")
+    number = os.stat(node).st_rdev
+    guest.mount(node, "/run/first")
+    runs(guest, "/run/first")
+    guest.umount("/run/first")
+    guest.remove("first")
+    second = guest.linear("plain", "second")
+    assert os.stat(second).st_rdev == number
+    assert record(second) == {}
+    guest.mount(second, "/run/second")
+    denied(guest, "/run/second", "untrusted_device")
+    guest.umount("/run/second")
+    guest.remove("second")  # its disk is wanted by another case, too
+    third = guest.verity("good", device="third")
+    assert os.stat(third).st_rdev == number
+    guest.mount(third, "/run/third")
+    runs(guest, "/run/third")
+
+
+def _lenient(option: str) -> None:
+    def case(guest: Guest) -> None:
+        device = f"lenient-{option}"
+        node = guest.verity("good", device=device, options=(option,))
+        known = record(node)
+        assert (known["signed"], known["lenient"]) == ("0", "1"), known
+        guest.mount(node, f"/run/{device}")
+        denied(guest, f"/run/{device}", "unsigned_device")
+
+    devices.case(name=option)(case)
+
+
+_lenient("ignore_corruption")
+_lenient("check_at_most_once")
+
+
+def _table(guest: Guest, name: str) -> str:
+    """The table line of the signed drive *name*; its signature goes into the keyring."""
+    from restrict.keyring import add_user_key
+
+    image, node = guest.images[name], guest.node(name)
+    add_user_key(f"table-{name}", bytes.fromhex(image["signature"]))
+    blocks = image["blocks"]
+    return (
+        f"1 {node} {node} 4096 4096 {blocks} {blocks} sha256 {image['root_hash']} "
+        f"{image['salt']} 2 root_hash_sig_key_desc table-{name}"
+    )
+
+
+def _replace(guest: Guest, device: str, name: str, kind: str = "verity") -> Outcome:
+    """Give *device* the table of the drive *name*; the act is the resume."""
+    from restrict.devmapper import DeviceMapper, Target
+
+    sectors = guest.images[name]["blocks"] * 8
+    line = {"verity": lambda: _table(guest, name), "linear": lambda: f"{guest.node(name)} 0"}
+    with DeviceMapper() as mapper:
+        mapper.load(device, [Target(0, sectors, kind, line.get(kind, lambda: "")())])
+        return trial(mapper.resume, device)
+
+
+@devices.case()
+def another_signed_table(guest: Guest) -> None:
+    """A trusted device that is given another image, even a signed one, does not come back."""
+    node = guest.verity("good", device="changing")
+    number = os.stat(node).st_rdev
+    read_events(guest)
+    outcome = _replace(guest, "changing", "other")
+    guest.expect(outcome, refused())
+    events = read_events(guest)
+    assert [(e.operation, e.reason, e.dev) for e in events] == [
+        ("verity", "table_changed", os.major(number) << 20 | os.minor(number))
+    ], events
+    assert record(node)["signed"] == "0"
+    guest.remove("changing")
+    with unarmed(guest):
+        guest.verity("good", device="changed")
+        guest.expect(_replace(guest, "changed", "other"), Expected("allowed"))
+    assert not read_events(guest)
+    guest.remove("changed")
+
+
+@devices.case()
+def same_table_again(guest: Guest) -> None:
+    """Reloading the very same image is no change."""
+    node = guest.verity("good", device="same")
+    guest.expect(_replace(guest, "same", "good"), Expected("allowed"))
+    assert record(node)["signed"] == "1"
+    guest.mount(node, "/run/same")
+    runs(guest, "/run/same")
+
+
+@devices.case()
+def table_swapped(guest: Guest) -> None:
+    """An error table, then linear: no integrity hook runs, but the live table is looked at."""
+    node = guest.verity("good", device="swapped")
+    guest.mount(node, "/run/swapped")
+    runs(guest, "/run/swapped")
+    guest.expect(_replace(guest, "swapped", "good", "error"), Expected("allowed"))
+    denied(guest, "/run/swapped", "table_changed")
+    guest.expect(_replace(guest, "swapped", "plain", "linear"), Expected("allowed"))
+    denied(guest, "/run/swapped", "table_changed")
+    guest.expect(_replace(guest, "swapped", "good"), Expected("allowed"))
+    runs(guest, "/run/swapped")
