@@ -19,7 +19,7 @@ from pybpf.btf.consts import (
     KIND_VOID,
 )
 from pybpf.btf.model import Btf, essential_name
-from pybpf.errors import RelocationError
+from pybpf.errors import CompileError, RelocationError
 from pybpf.reloc.core_types import Budget, types_compatible
 from pybpf.spec import ExternSpec, ObjectSpec
 
@@ -143,7 +143,8 @@ def kconfig_data(
 
     config: gives CONFIG_ names and their values as in .config ("y", "m", "1000", '"text"');
     None: no kernel is known, every value is 0. version: KERNEL_VERSION number or None.
-    Raises RelocationError if a strong value is missing or does not fit its variable.
+    Raises RelocationError if a strong value is missing or does not fit its variable, and what
+    ``config`` raises if a strong value needs it. Weak values that cannot be had are 0.
     """
     assert spec.btf is not None
     values = [e for e in spec.externs.values() if e.kind == "kconfig"]
@@ -160,7 +161,12 @@ def kconfig_data(
             if config is None:
                 continue
             if loaded is None:
-                loaded = config()
+                try:
+                    loaded = config()
+                except CompileError:
+                    if not extern.weak:
+                        raise
+                    continue
             text = loaded.get(extern.name)
             if text is None:
                 if extern.weak:
