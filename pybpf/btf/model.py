@@ -578,12 +578,14 @@ class Btf:
         found = self.base._name_offsets(name, flavours) if self.base is not None else []
         if not name or "\0" in name:
             return found
-        encoded = name.encode("utf-8", "surrogatepass")
+        encoded = b"\0" + name.encode("utf-8", "surrogatepass")
         start, end = self._strings
-        for text in (b"\0" + encoded + b"\0", b"\0" + encoded + b"___")[: 2 if flavours else 1]:
-            found.extend(
-                at - start + 1 + self.start_str for at in scan.find_all(self.data, text, start, end)
-            )
+        size = len(encoded)
+        for at in scan.find_all(self.data, encoded, start, end):
+            # One search for the name and for its flavours: what follows tells.
+            after = bytes(self.data[at + size : at + size + 3])
+            if after[:1] == b"\0" or (flavours and after == b"___"):
+                found.append(at - start + 1 + self.start_str)
         return found
 
     def _ids_of(self, offsets: Collection[int]) -> list[tuple[int, int]]:

@@ -315,7 +315,7 @@ def test_vmlinux_is_walked_no_further_than_needed() -> None:
     btf = Btf.vmlinux()
     (task,) = btf.find("task_struct", KIND_STRUCT)
     assert "pid" in btf.type(task).member_names
-    walked = len(btf._walk._positions)
+    walked = btf._walk.count
     assert walked <= task + scan._CHUNK // 3
     assert btf.count > 10_000
     assert btf.find("task_struct", KIND_STRUCT) == [task]
