@@ -45,7 +45,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _enable(arguments: argparse.Namespace) -> int:
-    from restrict import fsaccess, lockout, preflight
+    from restrict import fsaccess, lockout, preflight, status
     from restrict.errors import RestrictError
     from restrict.serve import SOCKET, Server, wait_signals
 
@@ -58,6 +58,12 @@ def _enable(arguments: argparse.Namespace) -> int:
     owner = arguments.owner
     if owner is not None and not os.path.isdir(f"/proc/{owner}"):
         raise RestrictError(f"there is no process {owner} to own the policy.")
+    present = None if arguments.no_status else status.read()
+    if present is not None and present.in_force and not arguments.force:
+        raise RestrictError(
+            f"the policy is in force already, owned by process {present.owner}.",
+            hint="End that one, or add --no-status to stack a second one.",
+        )
     plan = fsaccess.load_plan(arguments.plan or fsaccess.default_plan())
     steps: list[str] = []
     trusted = 0

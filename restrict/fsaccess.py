@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
@@ -40,6 +41,7 @@ __all__ = [
     "enable",
     "initramfs_device",
     "load_plan",
+    "read_status",
 ]
 
 PIN = "/sys/fs/bpf/restrict/fsaccess"
@@ -77,6 +79,21 @@ def load_plan(path: str) -> Plan:
         return from_bytes(data)
     except PybpfError as e:
         raise e.at(file=path) from None
+
+
+def read_status(path: str = PIN) -> str | None:
+    """The text of the pinned status iterator; None if nothing is pinned there.
+
+    Raises RestrictError where another than root could have put the file there.
+    """
+    try:
+        _trusted_folder(os.path.dirname(path))
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            return file.read().decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise RestrictError(f"the status cannot be read: {e.strerror}.", file=path) from None
 
 
 def initramfs_device() -> int:
@@ -215,14 +232,26 @@ def _attach_sysctl(obj: Object) -> Link:
         os.close(fd)
 
 
+def _trusted_folder(folder: str) -> None:
+    """Refuse a directory in which somebody else may put files: bpffs lets everybody make one,
+    and a symbolic link there would show another status."""
+    info = os.lstat(folder)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+        raise RestrictError(
+            "it is no directory that root alone can write to.", path=folder, hint="Remove it."
+        )
+
+
 def _pin_status(obj: Object, path: str) -> Link:
     """Create the status iterator's link and pin it where everybody may read it."""
     program = obj.programs[STATUS]
     link = Link(bpf.link_create(program.fileno(), 0, bpf_abi.BPF_TRACE_ITER), STATUS)
     try:
         folder = os.path.dirname(path)
-        if not os.path.isdir(folder):
+        try:
             os.mkdir(folder, 0o711)
+        except FileExistsError:
+            _trusted_folder(folder)
         # A pin of an earlier owner that is gone shows a policy that is no longer attached.
         if os.path.lexists(path):
             os.unlink(path)

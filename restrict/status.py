@@ -7,7 +7,7 @@ who may replace the pinned link's program (BPF_LINK_UPDATE works on iterators) g
 it is an iterator over the system's maps as such (iter/bpf_map), whose context cannot be written.
 An iterator over a map's elements would hand such a replacement a writable view of the values.
 
-The answer is only as good as the path: root can put another file there.
+The answer is only as good as the path: root, and nobody else, can put another file there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 from pybpf.sys import abi as bpf_abi
 from pybpf.sys import bpf
 from restrict.errors import KernelError, RestrictError
-from restrict.fsaccess import PIN
+from restrict.fsaccess import PIN, read_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,13 +208,9 @@ def read(path: str = PIN) -> Status | None:
     """The state of the policy whose status is pinned at ``path``; None if nothing is."""
     from restrict.mounts import mounts
 
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except (FileNotFoundError, NotADirectoryError):
+    text = read_status(path)
+    if text is None:
         return None
-    except OSError as e:
-        raise RestrictError(f"the status cannot be read: {e.strerror}.", file=path) from None
     try:
         status = parse(text)
     except RestrictError as e:

@@ -241,6 +241,20 @@ def test_no_status_is_none(tmp_path: Path) -> None:
     assert status.read(str(tmp_path / "nothing")) is None
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="the files must be root's")
+def test_a_status_that_others_could_have_made_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "restrict"
+    folder.mkdir(0o755)
+    (folder / "real").write_text(STATUS)
+    assert status.read(str(folder / "real")) is not None
+    (folder / "link").symlink_to("real")
+    with pytest.raises(RestrictError, match="cannot be read"):
+        status.read(str(folder / "link"))
+    folder.chmod(0o777)
+    with pytest.raises(RestrictError, match="root alone"):
+        status.read(str(folder / "real"))
+
+
 # ── the configuration of init ──
 
 CONFIG = """\

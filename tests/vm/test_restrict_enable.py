@@ -294,6 +294,30 @@ def lock_out_can_be_forced(guest: Guest) -> None:
 
 
 @enable.case()
+def a_second_policy_is_refused(guest: Guest) -> None:
+    with Enabled() as owner:
+        done = command("enable")
+        assert done.returncode == 1
+        assert f"owned by process {owner.process.pid}" in done.stderr
+        assert command("status").returncode == 0
+
+
+@enable.case()
+def a_planted_status_directory_is_refused(guest: Guest) -> None:
+    """bpffs lets everybody make directories and symbolic links in its root."""
+    os.mkdir("/sys/fs/bpf/restrict")
+    os.chown("/sys/fs/bpf/restrict", 65534, 65534)
+    try:
+        done = command("enable")
+        assert done.returncode == 1
+        assert "root alone" in done.stderr
+        assert "Remove it" in done.stderr
+        assert runs()
+    finally:
+        os.rmdir("/sys/fs/bpf/restrict")
+
+
+@enable.case()
 def another_owner(guest: Guest) -> None:
     """--owner: that process passes the guard, the one that enabled does not."""
     from restrict import status
