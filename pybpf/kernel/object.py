@@ -108,7 +108,7 @@ class KernelObject:
         try:
             bpf.obj_pin(self.fileno(), path)
         except KernelError as error:
-            error.hint = error.hint or pin_hint(path)
+            error.hint = pin_hint(path) or error.hint
             raise error.at(**{self.KIND: self._name, "path": path})  # noqa: B904
 
     def _raw_info(self, fields: dict[str, int] | None = None) -> bytearray:

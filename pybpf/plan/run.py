@@ -488,7 +488,7 @@ class Executor:
         except KernelError as error:
             from pybpf.kernel.object import pin_hint
 
-            error.hint = error.hint or pin_hint(path)
+            error.hint = pin_hint(path) or error.hint
             raise error.at(**where, path=path)  # noqa: B904
         self.journal.append(("pin", path))
 

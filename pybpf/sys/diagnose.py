@@ -96,11 +96,11 @@ def permission_hint(cmd: int) -> str | None:
             f"RLIMIT_MEMLOCK is {limit} bytes and this kernel charges BPF memory to it "
             "(before 5.11); raise it."
         )
-    lsms = _read("/sys/kernel/security/lsm")
     if cmd == abi.BPF_PROG_LOAD:
+        lsms = _read("/sys/kernel/security/lsm")
         tail = f"; active security modules: {lsms.strip()}" if lsms else ""
         return f"The process has all capabilities that BPF_PROG_LOAD asks for{tail}."
-    return f"Active security modules: {lsms.strip()}." if lsms else None
+    return None
 
 
 def _memlock() -> int | None:

@@ -140,11 +140,12 @@ def test_a_refused_program_keeps_the_whole_log(prefix: str) -> None:
     assert error.errno == 13
     assert "R5 !read_ok" in error.log
     assert "processed 1 insns" in error.log
-    assert error.summary.startswith("R5 !read_ok. At instruction 0 (r0 = r5)")
+    assert error.summary.startswith("R5 !read_ok. ")
+    assert "At instruction 0 (r0 = r5)." in error.summary
     assert error.where == {
         "object": "test", "program": f"{prefix}_bad", "section": "socket", "insn": 0
     }  # fmt: skip
-    assert str(error) == (
+    assert str(error).startswith(
         f"object test, program {prefix}_bad, section socket, insn 0: the kernel refused the "
         "program with EACCES: R5 !read_ok."
     )
