@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A Plan told in words, for people: the audit; and as plain data, for JSON.
 
-Nothing here touches the kernel. ``to_text`` gives one line an operation, numbered, with what it puts
-where and why it may be skipped; ``to_json`` gives every field, bytes in hex.
+Nothing here touches the kernel. ``to_text`` gives a numbered line for each operation, with what
+it puts where and why it may be skipped; ``to_json`` gives every field, bytes in hex.
 """
 
 from __future__ import annotations
