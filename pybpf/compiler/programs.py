@@ -126,6 +126,13 @@ class ProgramCompiler:
         self, program: ProgramSpec, requests: list[SymbolRequest]
     ) -> tuple[int, int | None]:
         """(vmlinux BTF id, symbol number) of the attach target; (0, None) where there is none."""
+        if program.type == abi.BPF_PROG_TYPE_EXT:
+            raise RelocationError(
+                "it replaces a function of a program that is already loaded, and a Plan does not "
+                "know which.",
+                hint="Switch it off (with_program(name, autoload=False)).",
+                target=program.attach_to or "a loaded program",
+            )
         wanted = attach_symbol(program)
         if wanted is None:
             return 0, None

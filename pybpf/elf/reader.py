@@ -14,6 +14,7 @@ from pybpf.elf.btf_maps import MAPS, MapDefinition, read_maps
 from pybpf.elf.data import ARENA_SECTION, data_maps, kconfig_map, read_externs, read_variables
 from pybpf.elf.functions import MapTable, read_functions, read_programs
 from pybpf.elf.image import STT_FUNC, ElfImage, Section
+from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
 from pybpf.errors import FormatError
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, VariableSpec
 from pybpf.sys import abi
@@ -64,6 +65,13 @@ def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
         table.definitions[section.number, definition.offset] = definition.spec.name
         if definition.spec.type == abi.BPF_MAP_TYPE_ARENA:
             table.arena = definition.spec.name
+    legacy = image.by_name.get(LEGACY)
+    for offset, spec in read_legacy_maps(image):
+        assert legacy is not None
+        if spec.name in maps:
+            raise image.error("there are two maps of this name.", map=spec.name)
+        maps[spec.name] = spec
+        table.definitions[legacy.number, offset] = spec.name
     for spec in table.data.values():
         maps[spec.name] = spec
     kconfig = kconfig_map(externs, btf, stem)
@@ -194,7 +202,7 @@ def _initial_target(
     return None
 
 
-_KNOWN = ("license", "version", "maps", MAPS, ARENA_SECTION)
+_KNOWN = ("license", "version", LEGACY, MAPS, ARENA_SECTION)
 
 
 def _notes(image: ElfImage) -> dict[str, object]:

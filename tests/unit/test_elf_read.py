@@ -227,3 +227,40 @@ def test_custom_bss_is_a_map() -> None:
     spec = read(elf.build(), name="x")
     assert spec.maps[".bss.extra"].value_size == 24
     assert spec.maps[".bss.extra"].data == bytes(24)
+
+
+def _legacy(definition: bytes, *, symbols: int = 1) -> bytes:
+    elf = ElfWriter()
+    maps = elf.section("maps", definition * symbols)
+    code = elf.code("socket", load() + RETURN_0)
+    elf.function("f", code, 0, 32)
+    numbers = [
+        elf.symbol(f"m{i}", maps, i * len(definition), len(definition)) for i in range(symbols)
+    ]
+    elf.relocate(code, 0, numbers[-1])
+    return elf.build()
+
+
+@pytest.mark.parametrize("padding", [0, 8])
+def test_maps_of_the_time_before_btf(padding: int) -> None:
+    spec = read(_legacy(struct.pack("<5I", 1, 4, 8, 100, 1) + bytes(padding), symbols=2), name="x")
+    assert list(spec.maps) == ["m0", "m1"]
+    found = spec.maps["m1"]
+    assert (found.type, found.key_size, found.value_size, found.max_entries, found.flags) == (
+        1, 4, 8, 100, 1,
+    )  # fmt: skip
+    (ref,) = spec.functions[0].refs
+    assert (ref.kind, ref.name) == ("map", "m1")
+
+
+@pytest.mark.parametrize(
+    ("definition", "words"),
+    [
+        (struct.pack("<4I", 1, 4, 8, 100), "has 16 bytes"),
+        (struct.pack("<5I", 0, 4, 8, 100, 0), "no type"),
+        (struct.pack("<9I", 1, 4, 8, 100, 0, 1, 2, 0, 0), "says more"),
+    ],
+)
+def test_malformed_old_maps(definition: bytes, words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        read(_legacy(definition), name="x")
