@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("parts", nargs="*", metavar="PART", help="host, guest; default: both")
     parser.add_argument(
         "--pairs", type=_rounds, default=30, metavar="N",
-        help="rounds; each runs every contender once (default %(default)s)",
+        help="rounds of the host part; each runs every contender once (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--objects", default=",".join(DEFAULT), metavar="NAME,…",
@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corpus", metavar="DIR", help="the corpus (default: as tools/corpus finds it)"
     )
+    parser.add_argument(
+        "--guest-rounds", type=_rounds, default=3, metavar="N",
+        help="rounds of the guest part, whose clock counts instructions (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--lane", action="append", choices=("7.3", "6.12"), metavar="LANE",
         help="kernel of the guest part, 7.3 or 6.12, more than once for both (default 7.3)",
@@ -95,9 +99,13 @@ def _host(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _guest(arguments: argparse.Namespace) -> dict[str, Any]:
+    from tools.benchmarks.boot import boot_times
     from tools.benchmarks.guest import measure
 
-    return {lane: measure(lane, arguments.pairs) for lane in arguments.lane or ["7.3"]}
+    return {
+        lane: {**measure(lane, arguments.guest_rounds), "boot": boot_times(lane)}
+        for lane in arguments.lane or ["7.3"]
+    }
 
 
 def main(words: Sequence[str] | None = None) -> int:

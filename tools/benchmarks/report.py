@@ -136,10 +136,11 @@ def guest_text(guest: Mapping[str, Any]) -> str:
     parts = []
     for lane, result in guest.items():
         lines = [
-            f"Guest, lane {lane}: Linux {result['kernel']}, emulated without hardware support "
-            "(TCG, one CPU):\n"
-            "absolute numbers are many times those of a machine; the ratios between the columns "
-            "are the point."
+            f"Guest, lane {lane}: Linux {result['kernel']}, emulated, one CPU, its clock counts "
+            "instructions: «1 ns» is one\n"
+            "instruction, as on a machine of 10^9 a second that misses no cache. These are no "
+            "times of a real machine; they\n"
+            "do not depend on how busy the host is. The ratios are the point."
         ]
         lines += _guest_tables(result)
         parts.append("\n\n".join(lines))
@@ -159,6 +160,13 @@ def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
                 _cell(row, "in_process_over_libbpf"),
             ]
             for name, row in result["loading"].items()
+        ],
+    )
+    yield "Of the load from a bundle: operations of the plan, by kind\n" + render(
+        ["operation", "number", "ms"],
+        [
+            [kind, f"{row['count']:.0f}", number(row["ms"])]
+            for kind, row in result["operations"].items()
         ],
     )
     steps = result["enable_ms"]
@@ -192,6 +200,14 @@ def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
         "Nanoseconds a call of each program (BPF_ENABLE_STATS; the clock's own cost is in them), "
         "calls while on\n"
         + render(["program", "calls", "inert", "audit", "on, allowed", "on, denied"], rows)
+    )
+    boot = result["boot"]
+    yield (
+        f"Early boot by restrict init (the kernel alone: {number(boot['kernel_ms'])} ms): ms since "
+        "the first line of /init\n"
+        + render(
+            ["what it said", "ms"], [[text[:90], number(took)] for took, text in boot["steps"]]
+        )
     )
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, "/project")
 
 from pybpf.kernel.program import Program  # noqa: E402
 from pybpf.plan.frozen import from_bytes  # noqa: E402
+from pybpf.plan.run import run  # noqa: E402
 from pybpf.sys import abi, bpf  # noqa: E402
 from restrict import fsaccess, lockout  # noqa: E402
 from restrict.devmapper import DeviceMapper  # noqa: E402
@@ -97,6 +98,17 @@ def loading(rounds: int) -> dict[str, list[dict[str, Any]]]:
             if number:  # the first round reads everything from the disks
                 found[name].append(sample)
         say(f"loading: round {number} of {rounds}")
+    return found
+
+
+def operations(plan: Any) -> list[tuple[str, str, float]]:
+    """(kind, name, milliseconds) of each operation of the plan, in order; attaches nothing."""
+    found: list[tuple[str, str, float]] = []
+
+    def trace(op: Any, nanoseconds: int) -> None:
+        found.append((type(op).__name__, getattr(op, "name", ""), nanoseconds / 1e6))
+
+    run(plan, trace=trace).close()
     return found
 
 
@@ -295,8 +307,8 @@ def main(path: str) -> None:
     with open(path) as file:
         wanted = json.load(file)
     with open("/run/vm/run.json") as file:
-        run = json.load(file)
-    guest = Guest(run, disks())
+        description = json.load(file)
+    guest = Guest(description, disks())
     guest.mount(guest.verity("bench"), BENCH)
     kinds = {
         "exec": (wanted["exec"], f"{BENCH}/nop"),
@@ -310,7 +322,9 @@ def main(path: str) -> None:
     result: dict[str, Any] = {"kernel": os.uname().release}
     result["loading"] = loading(wanted["load_rounds"])
     with open("policy.bundle", "rb") as bundle:
-        owner = Owner(from_bytes(bundle.read()))
+        plan = from_bytes(bundle.read())
+    result["operations"] = operations(plan)
+    owner = Owner(plan)
     result.update(rates(owner, wanted["rounds"], kinds))
     result["hooks"] = hooks(guest, owner, kinds)
     say("RESULT " + json.dumps(result))
