@@ -20,7 +20,7 @@ def records() -> list[tuple[float, str]]:
         except BlockingIOError:
             os.close(fd)
             return found
-        # Bytes beyond ASCII come as \\xNN.
+        # Bytes beyond ASCII come as \xNN.
         raw = text.split("\n")[0].encode("ascii", "replace").decode("unicode_escape")
         text = raw.encode("latin-1").decode("utf-8", "replace")
         found.append((int(head.split(",")[2]) / 1e3, text))
