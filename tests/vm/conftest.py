@@ -41,11 +41,8 @@ class CaseItem(pytest.Item):
         return self.module_name, self.case.scenario.name, self.lane
 
     def runtest(self) -> None:
-        boot = self.session.stash[_BOOTS][self.boot_key]
+        boot = self.config.stash[_BOOTS][self.boot_key]
         result = boot.result(self.case.name)
-        if boot.retried:
-            self.add_report_section("call", "guest", f"first try given up: {boot.retried}")
-            print(f"{self.nodeid}: the guest was started twice; first try: {boot.retried}")
         if boot.error is not None and result is None:
             if isinstance(boot.error, GuestError) and not _IN_CI:
                 pytest.skip(str(boot.error))
@@ -129,12 +126,12 @@ def _is_case(collector: Any, obj: object) -> bool:
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
     """Keep the items of one boot together; each boot is told the cases that are wanted."""
     firsts: dict[tuple[str, str, str], int] = {}
+    order: dict[pytest.Item, int] = {}
     for index, item in enumerate(items):
+        order[item] = index
         if isinstance(item, CaseItem):
-            firsts.setdefault(item.boot_key, index)
-    items.sort(
-        key=lambda item: firsts[item.boot_key] if isinstance(item, CaseItem) else items.index(item)
-    )
+            order[item] = firsts.setdefault(item.boot_key, index)
+    items.sort(key=order.__getitem__)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -148,22 +145,34 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                     item.module_name, item.case.scenario, item.lane, []
                 )
             boot.cases.append(item.case.name)
-    session.stash[_BOOTS] = boots
+    session.config.stash[_BOOTS] = boots
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Boot ahead when asked to: RESTRICT_VM_JOBS guests at a time (default 1)."""
+    """Boot ahead: RESTRICT_VM_JOBS guests at a time; two, on a machine of two processors.
+
+    qemu emulates with one thread, so two guests are the machine's two processors.
+    """
     if isinstance(item, CaseItem):
-        boots = item.session.stash[_BOOTS]
+        boots = item.config.stash[_BOOTS]
         keys = list(boots)
         position = keys.index(item.boot_key)
-        jobs = max(1, int(os.environ.get("RESTRICT_VM_JOBS", "1")))
+        jobs = max(1, int(os.environ.get("RESTRICT_VM_JOBS") or min(2, os.cpu_count() or 1)))
         for key in keys[position : position + jobs]:
             boots[key].start()
     result = yield
     if isinstance(item, CaseItem) and (
         not isinstance(nextitem, CaseItem) or nextitem.boot_key != item.boot_key
     ):
-        item.session.stash[_BOOTS][item.boot_key].join()
+        item.config.stash[_BOOTS][item.boot_key].join()
     return result
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Tell of every guest that had to be started twice: never silently."""
+    for boot in config.stash.get(_BOOTS, {}).values():
+        if boot.outcome is not None and boot.outcome.retried:
+            terminalreporter.write_line(
+                f"{boot.artifacts.name}: the guest was started twice: {boot.outcome.retried}"
+            )

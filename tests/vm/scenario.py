@@ -163,7 +163,7 @@ class Scenario:
         name: str = "",
         lanes: Sequence[str] | None = None,
         where: str = "child",
-        timeout: float = 60.0,
+        timeout: float = 120.0,
     ) -> Callable[[Callable[[Guest], object]], Callable[[Guest], object]]:
         """Decorator: *function* is a case; it passes unless it raises."""
 
@@ -191,7 +191,7 @@ class Scenario:
         *arguments: object,
         attempt: str = "",
         lanes: Sequence[str] | None = None,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
     ) -> None:
         """Add the case *name*: ``function(*arguments)`` must have exactly the *expected* outcome.
 

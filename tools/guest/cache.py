@@ -25,6 +25,7 @@ __all__ = [
     "content_hash",
     "lock",
     "progress",
+    "prune",
     "publish",
     "tree_hash",
 ]
@@ -100,6 +101,20 @@ def publish(target: Path, build: Callable[[Path], None], what: str) -> Path:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
     return target
+
+
+def prune(folder: Path, pattern: str, keep: int, min_age: float = 7200.0) -> None:
+    """Remove all but the *keep* newest entries that match, if older than *min_age* seconds."""
+
+    def age_order(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except FileNotFoundError:  # another run was faster
+            return 0.0
+
+    for path in sorted(folder.glob(pattern), key=age_order)[keep:]:
+        if -age_order(path) < time.time() - min_age:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def content_hash(parts: Iterable[bytes | str]) -> str:

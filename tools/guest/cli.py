@@ -95,6 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if outcome.status is None:
         print(f"tools/vm: {outcome.reason}", file=sys.stderr)
         return 3
+    if outcome.retried:
+        print(f"tools/vm: the guest was started twice: {outcome.retried}", file=sys.stderr)
     for line in outcome.trouble:
         print(f"tools/vm: the kernel complained: {line}", file=sys.stderr)
     return outcome.status if 0 <= outcome.status < 256 else 128 - outcome.status

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cache_root, publish
+from .cache import cache_root, prune, publish
 from .keys import signer
 from .packages import Toolbox
 from .trees import project_tree, system_tree
@@ -76,6 +76,8 @@ def make_image(
         if key is not None:
             (folder / "signature").write_bytes(signer(tools, key).sign(root_hash))
 
+    for pattern in ("project-*", "root-*"):  # one for each state of the work tree
+        prune(target.parent, pattern, keep=8)
     publish(target, build, what)
     return Image.open(target)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 import re
@@ -20,7 +21,7 @@ from .images import Image, combined_image, make_image
 from .initramfs import base_segment, given_segment, module_list, run_segment
 from .keys import signer
 from .lanes import Lane
-from .packages import Toolbox, kernel, toolbox
+from .packages import Toolbox, kernel, toolbox, uncompressed
 from .trees import project_tree, system_tree
 from .uefi import add_db_certificate
 
@@ -28,6 +29,8 @@ __all__ = ["COMMAND_LINE", "Guest", "Outcome", "kernel_trouble"]
 
 COMMAND_LINE = (
     "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on "
+    # The emulator may be kept from running for seconds: no check that expects otherwise.
+    "no_timer_check nowatchdog rcupdate.rcu_cpu_stall_timeout=200 "
     "proc_mem.force_override=never"
 )
 _TROUBLE = re.compile(
@@ -35,6 +38,16 @@ _TROUBLE = re.compile(
     r"|unable to handle|INFO: task .* blocked|rcu: INFO: |soft lockup|Internal error).*$",
     re.MULTILINE,
 )
+
+# What comes before a case or a script has said anything.
+_BEFORE_RESULTS = {"python", "ready", "harness", "garbled"}
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+@atexit.register
+def _kill_running() -> None:
+    for process in list(_running):
+        process.kill()
 
 
 def kernel_trouble(console: str) -> list[str]:
@@ -57,6 +70,7 @@ class Outcome:
     reason: str
     seconds: float
     trouble: list[str] = field(default_factory=list)
+    retried: str = ""
 
     def first(self, event: str) -> dict[str, object] | None:
         """The first event of a kind."""
@@ -145,12 +159,14 @@ class Guest:
         }
         if self.initramfs is not None:
             disks["vmrun"] = self._run_disk(folder, run)
+        # OVMF starts the kernel as an EFI program, which only the bzImage is.
+        image = self.kernel.image if self.lane.firmware else uncompressed(self.tools, self.kernel)
         arguments = [
             *[word for folder in self.tools.qemu_data for word in ("-L", str(folder))],
             "-machine", "q35", "-accel", "tcg,thread=single", "-smp", "1", "-cpu", "max",
             "-m", str(self.memory), "-display", "none", "-nodefaults", "-no-reboot",
             "-no-user-config",
-            "-kernel", str(self.kernel.image),
+            "-kernel", str(image),
             "-initrd", str(self._initrd(folder, run)),
             "-append", f"{COMMAND_LINE} {self.append}".strip(),
         ]  # fmt: skip
@@ -188,7 +204,29 @@ class Guest:
         artifacts: Path | None = None,
         on_event: Callable[[dict[str, object]], None] | None = None,
     ) -> Outcome:
-        """Run the guest to its end, at most *timeout* seconds; never raises for what it does."""
+        """Run the guest to its end, at most *timeout* seconds; never raises for what it does.
+
+        A guest that hung, or whose kernel or qemu died, before it had any result is started
+        once more; ``retried`` then says why.
+        """
+        outcome = self._run(request, timeout, artifacts, on_event)
+        early = {event.get("event") for event in outcome.events} <= _BEFORE_RESULTS
+        if outcome.status is not None or not early:
+            return outcome
+        if artifacts is not None:
+            (artifacts / "console.log").rename(artifacts / "console.first-try.log")
+        again = self._run(request, timeout, artifacts, on_event)
+        trouble = "; ".join(outcome.trouble[:2])
+        again.retried = outcome.reason + (f" ({trouble})" if trouble else "")
+        return again
+
+    def _run(
+        self,
+        request: Mapping[str, object],
+        timeout: float,
+        artifacts: Path | None,
+        on_event: Callable[[dict[str, object]], None] | None,
+    ) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="restrict-vm-") as name:
             folder = Path(name)
             command = self.command(folder, request)
@@ -199,6 +237,7 @@ class Guest:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
+            _running.add(process)
             events: list[dict[str, object]] = []
             reason = ""
             try:
@@ -222,6 +261,7 @@ class Guest:
                 complaint = process.stderr.read().decode("utf-8", "replace").strip()
                 process.stderr.close()
                 process.wait()
+                _running.discard(process)
             seconds = time.monotonic() - start
             console_file = folder / "console.log"
             console = (

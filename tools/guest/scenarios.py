@@ -37,11 +37,7 @@ def scenarios_of(module: object) -> list[Scenario]:
 
 
 class Boot:
-    """One boot of a scenario on a lane; results can be waited for while it runs.
-
-    A boot in which the guest hung, or its kernel or qemu died, before any case had a result is
-    tried once more, and ``retried`` says why.
-    """
+    """One boot of a scenario on a lane; results can be waited for while it runs."""
 
     def __init__(
         self,
@@ -58,7 +54,6 @@ class Boot:
         self.artifacts = ARTIFACTS / f"{module.rsplit('.', 1)[-1]}-{scenario.name}-{lane}"
         self.outcome: Outcome | None = None
         self.error: Exception | None = None
-        self.retried = ""
         self._on_event = on_event
         self._results: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
@@ -96,19 +91,12 @@ class Boot:
                 "scenario": self.scenario.name,
                 "cases": self.cases,
             }
-            for attempt in (1, 2):
-                outcome = guest.run(
-                    request,
-                    timeout=self.scenario.timeout,
-                    artifacts=self.artifacts,
-                    on_event=self._event,
-                )
-                if outcome.status is not None or self._results or attempt == 2:
-                    break
-                self.retried = outcome.reason
-                kept = self.artifacts / "console.log"
-                kept.rename(kept.with_name("console.first-try.log"))
-            self.outcome = outcome
+            self.outcome = guest.run(
+                request,
+                timeout=self.scenario.timeout,
+                artifacts=self.artifacts,
+                on_event=self._event,
+            )
         except Exception as error:
             self.error = error
         finally:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .cache import cache_root, content_hash, publish, tree_hash
+from .cache import cache_root, content_hash, prune, publish, tree_hash
 from .errors import GuestError
 from .packages import Toolbox
 
@@ -212,4 +212,5 @@ def project_tree(tools: Toolbox) -> Path:
             shutil.copy(path, tree / name)
         _compile(tools, tree, beside=False)
 
+    prune(target.parent, "project-*", keep=8)
     return publish(target, build, "the project's files for the guest")
