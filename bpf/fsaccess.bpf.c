@@ -60,6 +60,27 @@ int fsaccess_exec_check(u64 *ctx)
 	return judge_program(bprm, FSACCESS_OP_EXEC_CHECK);
 }
 
+static long note_flags(struct task_struct *task __attribute__((unused)),
+		       const struct vm_area_struct *vma, u64 *flags)
+{
+	*flags = vma->vm_flags;
+	return 0;
+}
+
+/* A program whose PT_GNU_STACK asks for it gets a stack that is writable and executable, and no hook
+ * is asked when the stack is set up. The first executable mapping that execve makes comes just
+ * after: there the stack is looked at, and refusing ends the process. */
+static __always_inline bool is_starting_with_executable_stack(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	u64 flags = VM_EXEC; /* what a stack that is not found counts as */
+
+	if (!core_bitfield(task, in_execve))
+		return false;
+	bpf_find_vma(task, task->mm->start_stack - 1, note_flags, &flags, 0);
+	return flags & VM_EXEC;
+}
+
 SEC("lsm.s/mmap_file")
 int fsaccess_mmap(u64 *ctx)
 {
@@ -81,6 +102,10 @@ int fsaccess_mmap(u64 *ctx)
 		return conclude(&request, reason, true, NULL, 0);
 	}
 	reason = judge(&request, data_inode(file), false);
+	if (reason == FSACCESS_REASON_NONE && is_starting_with_executable_stack()) {
+		request.operation = FSACCESS_OP_EXEC;
+		reason = FSACCESS_REASON_EXEC_STACK;
+	}
 	return conclude(&request, reason, true, &file->f_path, 0);
 }
 

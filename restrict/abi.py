@@ -32,6 +32,7 @@ REASONS = (
     "none", "write_exec", "anonymous", "not_regular", "filesystem", "overlay", "no_device",
     "untrusted_device", "unsigned_device", "modified", "ptrace_owner", "ptrace", "guard_map",
     "guard_program", "guard_link", "implied_exec", "table_changed", "not_owner", "switches_off",
+    "exec_stack",
 )  # fmt: skip
 
 PATH_NAME_ONLY, PATH_TRUNCATED = 1, 2

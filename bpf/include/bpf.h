@@ -98,6 +98,8 @@ static long (*const bpf_d_path)(const struct path *path, char *buf, u32 size) = 
 static struct task_struct *(*const bpf_get_current_task_btf)(void) = (void *)158;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *context,
 					   u64 flags) = (void *)164;
+static long (*const bpf_find_vma)(struct task_struct *task, u64 address, void *callback,
+				  void *context, u64 flags) = (void *)180;
 static long (*const bpf_loop)(u32 count, void *callback, void *context, u64 flags) = (void *)181;
 static long (*const bpf_get_func_arg)(void *ctx, u32 n, u64 *value) = (void *)183;
 

@@ -68,6 +68,7 @@ enum fsaccess_reason {
 						  trusted for, or is about to get another */
 	FSACCESS_REASON_NOT_OWNER = 17,        /* reserved to the owner */
 	FSACCESS_REASON_SWITCHES_OFF = 18,     /* would stop BPF trampolines, and so the policy */
+	FSACCESS_REASON_EXEC_STACK = 19,       /* program that asks for an executable stack */
 };
 
 /* Bits of fsaccess_device.flags. Trusted means SIGNED. */

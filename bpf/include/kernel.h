@@ -61,8 +61,14 @@ struct linux_binprm {
 	struct file *file;
 } __core;
 
+struct mm_struct {
+	unsigned long start_stack;
+} __core;
+
 struct task_struct {
+	unsigned int in_execve : 1;
 	int tgid;
+	struct mm_struct *mm;
 	unsigned int personality;
 	struct task_struct *group_leader;
 	u64 start_boottime; /* ns since boot, of this thread */
