@@ -24,7 +24,8 @@ from pybpf.compiler.target import Target
 from pybpf.elf.fixup import loadable
 from pybpf.errors import CompileError, FormatError, PybpfError, UsageError
 from pybpf.plan import ops
-from pybpf.reloc.externs import Resolved, kconfig_data, resolve
+from pybpf.plan.kconfig import contents
+from pybpf.reloc.externs import Resolved, kconfig_values, resolve
 from pybpf.spec import ExternSpec, ObjectSpec
 
 __all__ = ["compile", "compile_alternatives"]
@@ -124,18 +125,23 @@ class _Compiled:
         self.in_python = relocate == "python"
         self.places = places
         self.pin_root = pin_root
-        self.spec = self._with_kconfig(spec)
+        self.spec = spec
 
-    def _with_kconfig(self, spec: ObjectSpec) -> ObjectSpec:
-        """Fill in the kconfig values of the kernel."""
-        if ".kconfig" not in spec.maps:
-            return spec
-        target = self.target
-        try:
-            data = kconfig_data(spec, target.config if target.has_config else None, target.version)
-        except PybpfError as exc:
-            raise exc.at(object=spec.path or spec.name) from None
-        return spec.with_map(".kconfig", data=data)
+    def _kconfig(self) -> list[ops.Op]:
+        """Filling the map of kconfig values: now, or by the executor where the Plan may run on
+        another kernel."""
+        spec, target = self.spec, self.target
+        if ".kconfig" not in spec.maps or not spec.maps[".kconfig"].autocreate:
+            return []
+        slot = self.places.slot("map", ".kconfig")
+        values = kconfig_values(spec)
+        if not self.in_python and target.running and not target.config_given:
+            fill: ops.Op = ops.KconfigFill(map=slot, values=values)
+        else:
+            config = target.config if target.has_config else None
+            data = contents(values, target.version, config, spec.byteorder)
+            fill = ops.MapFill(map=slot, entries=((bytes(4), data),))
+        return [fill, ops.MapFreeze(map=slot)]
 
     def operations(self) -> list[ops.Op]:
         """The operations up to loaded programs."""
@@ -148,6 +154,7 @@ class _Compiled:
         try:
             out += maps.create(spec, places, btf, self.pin_root)
             out += maps.fill(spec, places)
+            out += self._kconfig()
         except PybpfError as exc:
             raise exc.at(object=spec.path or spec.name) from None
         loads, lookups = self._programs(btf)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pybpf.compiler.places import Places
+from pybpf.elf.fixup import KCONFIG
 from pybpf.errors import CompileError
 from pybpf.plan import ops
 from pybpf.spec import MapSpec, ObjectSpec
@@ -86,10 +87,13 @@ def _create(
 
 
 def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
-    """Initial contents known before programs are loaded, and freezing what is read-only."""
+    """Initial contents known before programs are loaded, and freezing what is read-only.
+
+    The values of .kconfig come from the kernel, not from the spec.
+    """
     out: list[ops.Op] = []
     for found in spec.maps.values():
-        if not found.autocreate:
+        if not found.autocreate or found.name == KCONFIG:
             continue
         slot = places.slot("map", found.name)
         if found.type == abi.BPF_MAP_TYPE_ARENA:

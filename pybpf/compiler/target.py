@@ -3,38 +3,17 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Iterator, Mapping
 
 from pybpf.btf.model import Btf
 from pybpf.errors import CompileError, FormatError
+from pybpf.plan.kconfig import parse_config, parse_release, running_config
 from pybpf.reloc.externs import KernelTypes
 
 __all__ = ["Target"]
 
 SYSFS_BTF = "/sys/kernel/btf"
-
-
-def parse_config(text: str) -> dict[str, str]:
-    """CONFIG_ names and values of a kernel configuration; comments are left out."""
-    out = {}
-    for line in text.splitlines():
-        if line.startswith("CONFIG_"):
-            name, found, value = line.partition("=")
-            if found:
-                out[name] = value.strip()
-    return out
-
-
-def parse_release(release: str) -> int:
-    """ "6.12.107-amd64" → KERNEL_VERSION(6, 12, 107); the last number is at most 255."""
-    numbers = []
-    for part in release.split(".")[:3]:
-        digits = part[: next((i for i, c in enumerate(part) if not c.isdigit()), len(part))]
-        numbers.append(int(digits or 0))
-    major, minor, patch = (*numbers, 0, 0, 0)[:3]
-    return major << 16 | minor << 8 | min(patch, 255)
 
 
 class Target:
@@ -127,9 +106,9 @@ class Target:
         return KernelTypes(self.vmlinux, self.modules)
 
     def config(self) -> Mapping[str, str]:
-        """Its configuration. Raises CompileError if it cannot be found."""
+        """Its configuration. Raises PlanError if it cannot be found."""
         if self._config is None:
-            self._config = self._read_config()
+            self._config = running_config()
         return self._config
 
     @property
@@ -137,22 +116,11 @@ class Target:
         """Whether a configuration is known or can be looked for."""
         return self.running or self._config is not None
 
-    def _read_config(self) -> Mapping[str, str]:
-        release = os.uname().release
-        for path in (f"/boot/config-{release}", "/proc/config.gz"):
-            try:
-                with open(path, "rb") as file:
-                    raw = file.read()
-            except OSError:
-                continue
-            if path.endswith(".gz"):
-                raw = gzip.decompress(raw)
-            return parse_config(raw.decode("utf-8", "surrogateescape"))
-        raise CompileError(
-            f"the kernel's configuration is neither in /boot/config-{release} nor in "
-            "/proc/config.gz.",
-            hint="Give its file, or make the __kconfig externs __weak.",
-        )
+    @property
+    def config_given(self) -> bool:
+        """Whether somebody gave a configuration, which then counts instead of the kernel's."""
+        return self._config is not None
+
 
     def address(self, name: str) -> int:
         """Address of a symbol in /proc/kallsyms, 0 if there is none or it is hidden from us."""

@@ -22,6 +22,7 @@ _KINDS = {
     _ops.Lookup: "t",
     _ops.MapCreate: "isiiiiiiIIiiIIS",
     _ops.MapFill: "it",
+    _ops.KconfigFill: "it",
     _ops.MapFreeze: "i",
     _ops.ProgLoad: "isiiisibttIbibibiIiIis",
     _ops.LinkCreate: "isisi*it",
@@ -124,6 +125,15 @@ def _map_fill(plan: _ops.Plan, op: _ops.MapFill, _: int) -> None:
             raise _bad(f"MapFill puts slot {value} of {plan.slots}")
 
 
+def _kconfig_fill(_plan: _ops.Plan, op: _ops.KconfigFill, _: int) -> None:
+    from pybpf.plan.kconfig import FORMS
+
+    _tuples(op.values, ((str,), (int,), (int,), (str,), (bool,)), "KconfigFill")
+    for name, offset, size, form, _weak in op.values:
+        if form not in FORMS or offset < 0 or not 0 < size <= _MOST or offset > _MOST:
+            raise _bad(f"KconfigFill of {name!r} is {size} bytes at {offset} as {form!r}")
+
+
 def _prog_load(plan: _ops.Plan, op: _ops.ProgLoad, _: int) -> None:
     if not op.insns or len(op.insns) % 8:
         raise _bad(f"program {op.name!r} has {len(op.insns)} bytes of instructions")
@@ -166,6 +176,7 @@ def _when(plan: _ops.Plan, op: _ops.When, depth: int) -> None:
 
 _MORE: dict[type, Any] = {
     _ops.Lookup: _lookup, _ops.MapCreate: _map_create, _ops.MapFill: _map_fill,
+    _ops.KconfigFill: _kconfig_fill,
     _ops.ProgLoad: _prog_load, _ops.LinkCreate: _link, _ops.Pin: _pin, _ops.Choose: _choose,
     _ops.When: _when,
 }  # fmt: skip

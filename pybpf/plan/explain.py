@@ -113,6 +113,12 @@ def _map_fill(op: _ops.MapFill, names: _Names) -> Iterator[str]:
         yield f"  [{key.hex()}] = {what}"
 
 
+def _kconfig_fill(op: _ops.KconfigFill, names: _Names) -> Iterator[str]:
+    yield f"fill {names.slot(op.map)} from the running kernel's version and configuration"
+    for name, offset, size, form, weak in op.values:
+        yield f"  [+{offset}] = {name}, {size} bytes, {form}{' (may be missing)' if weak else ''}"
+
+
 def _map_freeze(op: _ops.MapFreeze, names: _Names) -> Iterator[str]:
     yield f"freeze {names.slot(op.map)}"
 
@@ -212,7 +218,8 @@ def _indented(operations: tuple[Any, ...], names: _Names, prefix: str) -> Iterat
 
 _HOW: dict[type, Callable[[Any, _Names], Iterator[str]]] = {
     _ops.BtfLoad: _btf_load, _ops.Lookup: _lookup, _ops.MapCreate: _map_create,
-    _ops.MapFill: _map_fill, _ops.MapFreeze: _map_freeze, _ops.ProgLoad: _prog_load,
+    _ops.MapFill: _map_fill, _ops.KconfigFill: _kconfig_fill, _ops.MapFreeze: _map_freeze,
+    _ops.ProgLoad: _prog_load,
     _ops.LinkCreate: _link_create, _ops.Pin: _pin, _ops.Choose: _choose, _ops.When: _when,
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ __all__ = [
     "PATCH_MAP_FD",
     "BtfLoad",
     "Choose",
+    "KconfigFill",
     "LinkCreate",
     "Lookup",
     "MapCreate",
@@ -140,6 +141,17 @@ class MapFill(Op):
     map: int
     entries: tuple[tuple[bytes, bytes | int], ...]
     __slots__ = FIELDS = ("map", "entries")
+
+
+class KconfigFill(Op):
+    """Fill the map of ``__kconfig`` externs from the running kernel's version and configuration.
+
+    values: ((name, offset, size, form, weak), …), see pybpf.plan.kconfig.
+    """
+
+    map: int
+    values: tuple[tuple[str, int, int, str, bool], ...]
+    __slots__ = FIELDS = ("map", "values")
 
 
 class MapFreeze(Op):

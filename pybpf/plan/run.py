@@ -332,6 +332,18 @@ class Executor:
             except KernelError as error:
                 raise error.at(map=self._slot_name(op.map), key=key.hex())  # noqa: B904
 
+    def _kconfig_fill(self, op: _ops.KconfigFill) -> None:
+        if op.map in self.reused:
+            return
+        from pybpf.plan import kconfig
+
+        version = kconfig.parse_release(os.uname().release)
+        data = kconfig.contents(op.values, version, kconfig.running_config)
+        try:
+            bpf.map_update(self.fd(op.map, "map"), bytes(4), data)
+        except KernelError as error:
+            raise error.at(map=self._slot_name(op.map))  # noqa: B904
+
     def _map_freeze(self, op: _ops.MapFreeze) -> None:
         if op.map in self.reused:
             return
@@ -560,6 +572,7 @@ _STEPS: dict[type, Callable[[Executor, object], None]] = {
     _ops.Lookup: Executor._lookup,  # type: ignore[dict-item]
     _ops.MapCreate: Executor._map_create,  # type: ignore[dict-item]
     _ops.MapFill: Executor._map_fill,  # type: ignore[dict-item]
+    _ops.KconfigFill: Executor._kconfig_fill,  # type: ignore[dict-item]
     _ops.MapFreeze: Executor._map_freeze,  # type: ignore[dict-item]
     _ops.ProgLoad: Executor._prog_load,  # type: ignore[dict-item]
     _ops.LinkCreate: Executor._link_create,  # type: ignore[dict-item]

@@ -7,7 +7,7 @@ ksym is an address from /proc/kallsyms; kconfig values come from the kernel's co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pybpf.btf.consts import (
@@ -19,7 +19,7 @@ from pybpf.btf.consts import (
     KIND_VOID,
 )
 from pybpf.btf.model import Btf, essential_name
-from pybpf.errors import CompileError, RelocationError
+from pybpf.errors import RelocationError
 from pybpf.reloc.core_types import Budget, types_compatible
 from pybpf.spec import ExternSpec, ObjectSpec
 
@@ -29,7 +29,7 @@ __all__ = [
     "KernelTypes",
     "Resolved",
     "is_typeless",
-    "kconfig_data",
+    "kconfig_values",
     "kernel_symbol",
     "poison_numbers",
     "resolve",
@@ -135,99 +135,38 @@ def resolve(spec: ObjectSpec, extern: ExternSpec, kernel: KernelTypes) -> Resolv
 
 # -- kconfig --------------------------------------------------------------------------------
 
+_SPECIAL = {
+    "LINUX_KERNEL_VERSION": "version",
+    "LINUX_HAS_BPF_COOKIE": "cookie",
+    "LINUX_HAS_SYSCALL_WRAPPER": "wrapper",
+}
 
-def kconfig_data(
-    spec: ObjectSpec, config: Callable[[], Mapping[str, str]] | None, version: int | None
-) -> bytes:
-    """The contents of the .kconfig map.
 
-    config: gives CONFIG_ names and their values as in .config ("y", "m", "1000", '"text"');
-    None: no kernel is known, every value is 0. version: KERNEL_VERSION number or None.
-    Raises RelocationError if a strong value is missing or does not fit its variable, and what
-    ``config`` raises if a strong value needs it. Weak values that cannot be had are 0.
-    """
+def kconfig_values(spec: ObjectSpec) -> tuple[tuple[str, int, int, str, bool], ...]:
+    """The kconfig externs as pybpf.plan.kconfig takes them. Raises RelocationError for a type
+    that no configuration value has."""
     assert spec.btf is not None
-    values = [e for e in spec.externs.values() if e.kind == "kconfig"]
-    data = bytearray(max((e.offset + e.size for e in values), default=0))
-    loaded: Mapping[str, str] | None = None
-    for extern in values:
-        if extern.name == "LINUX_KERNEL_VERSION":
-            number = version or 0
-        elif extern.name in ("LINUX_HAS_BPF_COOKIE", "LINUX_HAS_SYSCALL_WRAPPER"):
-            # bpf_get_attach_cookie() is there from 5.15, system call wrappers from 4.17.
-            need = 0x050F00 if extern.name == "LINUX_HAS_BPF_COOKIE" else 0x041100
-            number = int(version is not None and version >= need)
-        else:
-            if config is None:
-                continue
-            if loaded is None:
-                try:
-                    loaded = config()
-                except CompileError:
-                    if not extern.weak:
-                        raise
-                    continue
-            text = loaded.get(extern.name)
-            if text is None:
-                if extern.weak:
-                    continue
-                raise RelocationError(
-                    "this kernel's configuration has no such value.",
-                    hint="Declare it __weak, or give the configuration's file.",
-                    extern=extern.name,
-                )
-            _put_text(spec.btf, extern, text, data, spec.byteorder)
-            continue
-        _put_number(extern, number, data, spec.byteorder, signed=False)
-    return bytes(data)
+    return tuple(
+        (e.name, e.offset, e.size, _SPECIAL.get(e.name) or _form(spec.btf, e), e.weak)
+        for e in spec.externs.values()
+        if e.kind == "kconfig"
+    )
 
 
-_TRISTATE = {"n": 0, "y": 1, "m": 2}  # enum libbpf_tristate
-
-
-def _put_text(btf: Btf, extern: ExternSpec, text: str, data: bytearray, byteorder: str) -> None:
+def _form(btf: Btf, extern: ExternSpec) -> str:
     found = btf.skip(extern.type_id)
-    if text.startswith('"'):
-        if found.kind != KIND_ARRAY or btf.size(found.array.type) != 1:
-            raise _misfit(extern, text, "no array of char")
-        raw = text.strip('"').encode("utf-8", "surrogateescape")[: extern.size - 1]
-        data[extern.offset : extern.offset + len(raw)] = raw
-        return
-    if text in _TRISTATE:
-        number = _TRISTATE[text]
-        if found.kind in ENUM_KINDS and found.name == "libbpf_tristate":
-            pass
-        elif found.kind == KIND_INT and found.int_encoding & 4:
-            if text == "m":
-                raise _misfit(extern, text, "a bool, which cannot say m")
-        elif found.kind == KIND_INT and extern.size == 1:
-            number = ord(text)
-        else:
-            raise _misfit(extern, text, "neither bool, char nor enum libbpf_tristate")
-        _put_number(extern, number, data, byteorder, signed=False)
-        return
-    try:
-        number = int(text, 0)
-    except ValueError:
-        raise _misfit(extern, text, "of no type that could hold it") from None
-    if found.kind != KIND_INT or found.int_encoding & 4:
-        raise _misfit(extern, text, "no integer")
-    _put_number(extern, number, data, byteorder, signed=found.signed)
-
-
-def _put_number(
-    extern: ExternSpec, number: int, data: bytearray, byteorder: str, *, signed: bool
-) -> None:
-    try:
-        raw = number.to_bytes(
-            extern.size, "little" if byteorder == "little" else "big", signed=signed
-        )
-    except OverflowError:
-        raise _misfit(extern, str(number), f"only {extern.size} bytes wide") from None
-    data[extern.offset : extern.offset + extern.size] = raw
-
-
-def _misfit(extern: ExternSpec, text: str, why: str) -> RelocationError:
-    return RelocationError(
-        f"the kernel's value {text} does not fit: the variable is {why}.", extern=extern.name
+    if found.kind == KIND_INT:
+        if found.int_encoding & 4:
+            return "bool"
+        if found.size_or_type == 1:
+            return "char"
+        return "int" if found.signed else "uint"
+    if found.kind in ENUM_KINDS and found.name == "libbpf_tristate":
+        return "tristate"
+    if found.kind == KIND_ARRAY and btf.size(found.array.type) == 1:
+        return "text"
+    raise RelocationError(
+        f"a kconfig value cannot be a {found.kind_name} {found.name}".rstrip() + ".",
+        hint="Declare it bool, char, an integer, enum libbpf_tristate or an array of char.",
+        extern=extern.name,
     )

@@ -13,11 +13,11 @@ from pybpf.btf.model import Btf
 from pybpf.btf.write import BtfWriter, swapped
 from pybpf.compiler import Target, compile, compile_alternatives
 from pybpf.compiler.listing import MAP_MARK, listing
-from pybpf.compiler.target import parse_config, parse_release
 from pybpf.elf import read
-from pybpf.errors import CompileError, RelocationError, UsageError
+from pybpf.errors import CompileError, PlanError, RelocationError, UsageError
 from pybpf.plan import ops
 from pybpf.plan.frozen import from_bytes, to_bytes
+from pybpf.plan.kconfig import contents, parse_config, parse_release
 from pybpf.spec import ObjectSpec
 
 OBJECTS = Path(__file__).parent.parent / "objects"
@@ -232,10 +232,72 @@ def test_kconfig_values(spec: ObjectSpec) -> None:
     assert kconfig({}) == struct.pack("<IBB", 0x070304, 0, 0)
     assert kconfig({"CONFIG_BPF_SYSCALL": "y"}) == struct.pack("<IBB", 0x070304, ord("y"), 0)
     assert kconfig({"CONFIG_SURELY_NOT_THERE": "y"}) == struct.pack("<IBB", 0x070304, 0, 1)
-    with pytest.raises(RelocationError, match="cannot say m"):
+    with pytest.raises(PlanError, match="cannot say m"):
         kconfig({"CONFIG_SURELY_NOT_THERE": "m"})
-    with pytest.raises(RelocationError, match="does not fit"):
+    with pytest.raises(PlanError, match="does not fit"):
         kconfig({"CONFIG_BPF_SYSCALL": "1000"})
+
+
+@needs_little
+def test_bundles_ask_the_kernel_they_run_on(spec: ObjectSpec) -> None:
+    plan = compile(spec)
+    (fill,) = [op for op in plan.ops if isinstance(op, ops.KconfigFill)]
+    assert fill.map == plan.maps[".kconfig"][0]
+    assert fill.values == (
+        ("LINUX_KERNEL_VERSION", 0, 4, "version", False),
+        ("CONFIG_BPF_SYSCALL", 4, 1, "char", True),
+        ("CONFIG_SURELY_NOT_THERE", 5, 1, "bool", True),
+    )
+    assert from_bytes(to_bytes(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "raw"),
+    [
+        (("A", 0, 1, "bool", False), "y", b"\1"),
+        (("A", 0, 4, "tristate", False), "m", b"\2\0\0\0"),
+        (("A", 0, 1, "char", False), "m", b"m"),
+        (("A", 0, 2, "int", False), "-2", b"\xfe\xff"),
+        (("A", 0, 8, "uint", False), "0xffffffffffffffff", b"\xff" * 8),
+        (("A", 0, 6, "text", False), '"ab c"', b"ab c\0\0"),
+        (("A", 0, 3, "text", False), '"abcdef"', b"ab\0"),
+    ],
+)
+def test_configuration_values(
+    value: tuple[str, int, int, str, bool], text: str, raw: bytes
+) -> None:
+    assert contents([value], None, lambda: {"A": text}, "little") == raw
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "words"),
+    [
+        (("A", 0, 4, "int", False), "y", "neither bool"),
+        (("A", 0, 4, "bool", False), "1", "no integer"),
+        (("A", 0, 1, "uint", False), "256", "1 bytes wide"),
+        (("A", 0, 4, "int", False), '"x"', "no array of char"),
+        (("A", 0, 4, "int", False), "xyz", "no type"),
+        (("B", 0, 4, "int", False), "1", "no such value"),
+    ],
+)
+def test_configuration_values_that_do_not_fit(
+    value: tuple[str, int, int, str, bool], text: str, words: str
+) -> None:
+    with pytest.raises(PlanError, match=words):
+        contents([value], None, lambda: {"A": text}, "little")
+
+
+def test_weak_values_may_be_missing() -> None:
+    def none() -> dict[str, str]:
+        raise PlanError("there is none")
+
+    assert contents([("B", 0, 4, "int", True)], None, dict, "little") == bytes(4)
+    assert contents([("B", 0, 4, "int", True)], None, none, "little") == bytes(4)
+    with pytest.raises(PlanError, match="there is none"):
+        contents([("B", 0, 4, "int", False)], None, none, "little")
+    both = [("LINUX_KERNEL_VERSION", 0, 4, "version", False), ("C", 4, 1, "cookie", False)]
+    assert contents(both, 0x050F01, None, "little") == struct.pack("<IB", 0x050F01, 1)
+    assert contents(both, 0x050E01, None, "little") == struct.pack("<IB", 0x050E01, 0)
 
 
 def test_kernel_description() -> None:

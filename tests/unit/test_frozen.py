@@ -122,7 +122,7 @@ def _seal(payload: bytes, count: int) -> bytes:
     ) + payload  # fmt: skip
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_a_forged_payload_is_refused_in_our_words(data: st.DataObject) -> None:
     """With the right hash: malformed entries still end in FormatError, never in another error."""
@@ -138,7 +138,7 @@ def test_a_forged_payload_is_refused_in_our_words(data: st.DataObject) -> None:
     assert isinstance(plan, ops.Plan)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 50))
 def test_noise_is_refused(payload: bytes, count: int) -> None:
     with pytest.raises(FormatError):

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybpf.errors import UsageError
@@ -101,6 +101,7 @@ def test_too_few_bytes(offset: int) -> None:
         decode(EVENT, bytes(40), offset)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.integers(0, 2**40 - 1)), max_size=12),
     st.sampled_from(["little", "big"]),
@@ -119,6 +120,7 @@ def test_bit_fields_go_both_ways(fields: list[tuple[int, bool, int]], order: str
     assert decode(layout, encode(layout, value, order), 0, order) == value
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=40, max_size=40))
 def test_decoding_then_encoding_gives_the_bytes(data: bytes) -> None:
     value = decode(EVENT, data)
