@@ -68,6 +68,8 @@ def _try_map(number: int) -> bool | None:
         key, value, fields = 8, 8, {"flags": abi.BPF_F_NO_PREALLOC}
     elif number == abi.BPF_MAP_TYPE_STACK_TRACE:
         value = 8
+    elif number == abi.BPF_MAP_TYPE_INSN_ARRAY:
+        value = 16  # struct bpf_insn_array_value
     elif number in (abi.BPF_MAP_TYPE_CGROUP_STORAGE, abi.BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE):
         key, value, entries = 16, 8, 0
     elif number == abi.BPF_MAP_TYPE_ARENA:
@@ -189,19 +191,15 @@ def _lsm_active() -> bool | None:
 
 
 def _common_attrs() -> bool | None:
-    """The five-argument form: an impossible map with a log; the kernel that knows the form
-    writes why, the other one refuses the command's number."""
-    log, common = bytearray(512), bytearray(24)
-    held = Pointer(log)
-    struct.pack_into("=QII", common, 0, held.address, len(log), 1)
-    attr = bytearray(96)
-    struct.pack_into("=IIII", attr, 0, abi.BPF_MAP_TYPE_ARRAY, 3, 4, 1)
+    """The five-argument form: a map of an impossible type with a log. The kernel that knows the
+    form writes "Invalid map_type.", the other one refuses the command's number."""
+    log = bytearray(512)
     try:
-        os.close(bpf.call(abi.BPF_MAP_CREATE, attr, common=common))
+        os.close(bpf.map_create(0x7FFFFFFF, 4, 4, 1, log=log))
     except KernelError as error:
         if error.errno in _PRIVILEGE:
             return None
-        return bool(bytes(log).strip(b"\0"))
+        return bool(log.strip(b"\0"))
     return None
 
 

@@ -76,18 +76,24 @@ def create_fd(
     try:
         return bpf.map_create(map_type, key_size, value_size, max_entries, **attributes)
     except KernelError as error:
-        error.hint = error.hint or _create_hint(
-            error.errno, map_type, key_size, value_size, max_entries, attributes
-        )
-        raise error.at(map=attributes.get("name") or None)  # noqa: B904
-
-
-def _create_hint(
-    code: int, map_type: int, key_size: int, value_size: int, entries: int, more: dict[str, Any]
-) -> str | None:
+        refused = error
     from pybpf.kernel import explain_map
 
-    return explain_map.hint(code, map_type, key_size, value_size, entries, more)
+    if refused.errno not in (bpf.EPERM, bpf.ENOTSUPP):
+        # Once more, with room for the kernel's words.
+        log = bytearray(1024)
+        try:
+            return bpf.map_create(
+                map_type, key_size, value_size, max_entries, **attributes, log=log
+            )
+        except KernelError:
+            said = " ".join(_layout.cstr(log).split())
+        if said:
+            refused.message += f" The kernel says: {said}"
+    refused.hint = refused.hint or explain_map.hint(
+        refused.errno, map_type, key_size, value_size, max_entries, attributes
+    )
+    raise refused.at(map=attributes.get("name") or None)
 
 
 class Map(KernelObject):

@@ -160,8 +160,12 @@ def map_create(
     value_type_btf_obj_fd: int = 0,
     token_fd: int = 0,
     excl_prog_hash: bytes = b"",
+    log: bytearray | None = None,
 ) -> int:
     """BPF_MAP_CREATE: the new map's fd.
+
+    log: a buffer for the kernel's words on a refusal, by the five-argument form (7.x; an older
+    kernel refuses that form with EINVAL and leaves the buffer empty).
 
     numa_node sets BPF_F_NUMA_NODE; value_type_btf_obj_fd and token_fd set their flags.
     excl_prog_hash: SHA-256 of the only program that may use the map (6.18).
@@ -196,7 +200,12 @@ def map_create(
             "excl_prog_hash_size": len(excl_prog_hash),
         },
     )
-    return call(abi.BPF_MAP_CREATE, attr)
+    if log is None:
+        return call(abi.BPF_MAP_CREATE, attr)
+    held = Pointer(log)
+    common = bytearray(layouts.SIZE_COMMON)
+    _pack_into("=QII", common, 0, held.address, len(log), 1)
+    return call(abi.BPF_MAP_CREATE, attr, common=common)
 
 
 def _element(cmd: int, fd: int, key: Buffer | None, value: Buffer | None, flags: int) -> None:
