@@ -312,6 +312,7 @@ def check(guest: Guest, attempt: Attempt) -> None:
     """
     with unarmed(guest):
         outcome, events = attempt.observe(guest)
+    guest.note(f"not armed: {outcome}")
     if not attempt.control.matches(outcome):
         raise AssertionError(f"not armed, expected {attempt.control}, but: {outcome}")
     if events:

@@ -12,8 +12,8 @@ import errno
 import os
 
 from tests.vm import probes, programs
-from tests.vm.attempts import CONTENT, EXITS
-from tests.vm.outcome import Expected, Outcome, refused, trial
+from tests.vm.attempts import CONTENT, EXITS, replace_table
+from tests.vm.outcome import Expected, refused, trial
 from tests.vm.policy import (
     SABOTAGE,
     Attempt,
@@ -166,37 +166,13 @@ _lenient("ignore_corruption")
 _lenient("check_at_most_once")
 
 
-def _table(guest: Guest, name: str) -> str:
-    """The table line of the signed drive *name*; its signature goes into the keyring."""
-    from restrict.keyring import add_user_key
-
-    image, node = guest.images[name], guest.node(name)
-    add_user_key(f"table-{name}", bytes.fromhex(image["signature"]))
-    blocks = image["blocks"]
-    return (
-        f"1 {node} {node} 4096 4096 {blocks} {blocks} sha256 {image['root_hash']} "
-        f"{image['salt']} 2 root_hash_sig_key_desc table-{name}"
-    )
-
-
-def _replace(guest: Guest, device: str, name: str, kind: str = "verity") -> Outcome:
-    """Give *device* the table of the drive *name*; the act is the resume."""
-    from restrict.devmapper import DeviceMapper, Target
-
-    sectors = guest.images[name]["blocks"] * 8
-    line = {"verity": lambda: _table(guest, name), "linear": lambda: f"{guest.node(name)} 0"}
-    with DeviceMapper() as mapper:
-        mapper.load(device, [Target(0, sectors, kind, line.get(kind, lambda: "")())])
-        return trial(mapper.resume, device)
-
-
 @devices.case()
 def another_signed_table(guest: Guest) -> None:
     """A trusted device that is given another image, even a signed one, does not come back."""
     node = guest.verity("good", device="changing")
     number = os.stat(node).st_rdev
     read_events(guest)
-    outcome = _replace(guest, "changing", "other")
+    outcome = replace_table(guest, "changing", "other")
     guest.expect(outcome, refused())
     events = read_events(guest)
     assert [(e.operation, e.reason, e.dev) for e in events] == [
@@ -206,7 +182,7 @@ def another_signed_table(guest: Guest) -> None:
     guest.remove("changing")
     with unarmed(guest):
         guest.verity("good", device="changed")
-        guest.expect(_replace(guest, "changed", "other"), Expected("allowed"))
+        guest.expect(replace_table(guest, "changed", "other"), Expected("allowed"))
     assert not read_events(guest)
     guest.remove("changed")
 
@@ -215,7 +191,7 @@ def another_signed_table(guest: Guest) -> None:
 def same_table_again(guest: Guest) -> None:
     """Reloading the very same image is no change."""
     node = guest.verity("good", device="same")
-    guest.expect(_replace(guest, "same", "good"), Expected("allowed"))
+    guest.expect(replace_table(guest, "same", "good"), Expected("allowed"))
     assert record(node)["signed"] == "1"
     guest.mount(node, "/run/same")
     runs(guest, "/run/same")
@@ -227,9 +203,9 @@ def table_swapped(guest: Guest) -> None:
     node = guest.verity("good", device="swapped")
     guest.mount(node, "/run/swapped")
     runs(guest, "/run/swapped")
-    guest.expect(_replace(guest, "swapped", "good", "error"), Expected("allowed"))
+    guest.expect(replace_table(guest, "swapped", "good", "error"), Expected("allowed"))
     denied(guest, "/run/swapped", "table_changed")
-    guest.expect(_replace(guest, "swapped", "plain", "linear"), Expected("allowed"))
+    guest.expect(replace_table(guest, "swapped", "plain", "linear"), Expected("allowed"))
     denied(guest, "/run/swapped", "table_changed")
-    guest.expect(_replace(guest, "swapped", "good"), Expected("allowed"))
+    guest.expect(replace_table(guest, "swapped", "good"), Expected("allowed"))
     runs(guest, "/run/swapped")
