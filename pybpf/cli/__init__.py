@@ -29,23 +29,28 @@ _COMMANDS = {
 }
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[Any], int]]]:
+def _parser(
+    arguments: Sequence[str],
+) -> tuple[argparse.ArgumentParser, dict[str, Callable[[Any], int]]]:
+    """The parser, with the options of the one command that is called: only its module loads."""
     parser = argparse.ArgumentParser(prog="pybpf", description="A BPF loader in pure Python.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runners: dict[str, Callable[[Any], int]] = {}
     for name, (where, text) in _COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        module = import_module(f"pybpf.cli.{where}")
-        module.add(sub)
-        runners[name] = module.run
+        if name in arguments[:1]:
+            module = import_module(f"pybpf.cli.{where}")
+            module.add(sub)
+            runners[name] = module.run
     return parser, runners
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status."""
-    parser, runners = _parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, runners = _parser(arguments)
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(arguments)
     except SystemExit as exc:  # argparse: --help 0, wrong usage 2
         return exc.code if isinstance(exc.code, int) else 2
     try:
