@@ -21,7 +21,14 @@ def _raw() -> dict[str, Any]:
 
     return {
         "kernel": "7.3.4-test",
-        "loading": {"bundle": samples(0.5), "C on libbpf, static": samples(1.0)},
+        "loading": {
+            "fsaccess": {"bundle": samples(0.5), "C on libbpf, static": samples(1.0)},
+            "other": {
+                "C on libbpf, static": samples(1.0),
+                "bpftool loadall": [{"whole_ms": 1.0, "cpu_ms": 1.0, "rss_mb": 1.0}] * 3,
+            },
+        },
+        "phases": {"bundle": {"interpreter": 8.0, "import": 7.0, "bpf(2)": 2.5, "end": 1.0}},
         "operations": [["MapCreate", "a", 1.0], ["ProgLoad", "p", 2.0], ["MapCreate", "b", 3.0]],
         "enable_ms": {"load": [1.0, 2.0, 3.0], "arm": [0.5, 0.5, 0.5]},
         "rates": {"exec": {"off": [200.0, 100.0], "audit": [160.0, 80.0], "on": [100.0, 50.0]}},
@@ -39,8 +46,10 @@ def _raw() -> dict[str, Any]:
 
 def test_ratios_are_times_with_the_policy_over_without() -> None:
     found = digest(_raw())
-    assert found["loading"]["bundle"]["whole_over_libbpf"]["median"] == pytest.approx(0.5)
-    assert found["loading"]["bundle"]["in_process_over_libbpf"]["median"] == pytest.approx(0.5)
+    loading = found["loading"]["fsaccess"]["bundle"]
+    assert loading["whole_over_libbpf"]["median"] == pytest.approx(0.5)
+    assert loading["in_process_over_libbpf"]["median"] == pytest.approx(0.5)
+    assert "in_process_ms" not in found["loading"]["other"]["bpftool loadall"]
     rates = found["rates"]["exec"]
     assert rates["on"]["median"] == 75
     assert rates["on_over_off"]["median"] == pytest.approx(2.0)
@@ -57,5 +66,6 @@ def test_guest_report() -> None:
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
     assert lines["fsaccess_exec"] == ["fsaccess_exec", "20", "100", "500", "500", "2,000"]
     assert lines["fsaccess_status"] == ["fsaccess_status", "0"]
+    assert lines["interpreter"] == ["interpreter", "import", "bpf(2)", "end"]
     assert lines["armed:"][-1] == "12.5"
     assert lines["MapCreate"] == ["MapCreate", "2", "4.00"]

@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from tests.vm.restrict_boot import files
 from tools.benchmarks.build import HERE
-from tools.benchmarks.errors import BenchError
-from tools.benchmarks.guest import CountingGuest
+from tools.benchmarks.guest import CountingGuest, answer_of
 from tools.guest.cache import progress
 from tools.guest.lanes import lane_of
 
 __all__ = ["boot_times"]
 
-_TIMEOUT = 900.0
 #: PID 1 of the initramfs: takes the time before anything else, then is `restrict init`. What it
 #: writes into the kernel's log tells how the log's clock and its own stand to each other.
 _INIT = b"""\
@@ -50,22 +47,5 @@ def boot_times(lane: str) -> dict[str, Any]:
     guest = CountingGuest(
         lane_of(lane), files={script.name: script.read_bytes()}, initramfs=_initramfs
     )
-    lines: list[str] = []
-
-    def show(event: dict[str, object]) -> None:
-        if event.get("event") == "output":
-            lines.append(str(event.get("text")))
-
-    command = ["/usr/bin/python3", "-B", f"/run/vm/files/{script.name}"]
     with progress(f"booting a guest of lane {lane} by restrict init"):
-        outcome = guest.run(
-            {"mode": "script", "arguments": command}, timeout=_TIMEOUT, on_event=show
-        )
-    text = "".join(lines)
-    answer = next((line for line in text.splitlines() if line.startswith("RESULT ")), None)
-    if outcome.status != 0 or answer is None:
-        raise BenchError(
-            f"lane {lane}: {outcome.reason}\n{text.strip()}\n--- console\n{outcome.console[-4000:]}"
-        )
-    result: dict[str, Any] = json.loads(answer.removeprefix("RESULT "))
-    return result
+        return answer_of(guest, lane, script.name)

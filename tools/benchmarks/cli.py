@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         help="rounds of the guest part, whose clock counts instructions (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--guest-objects", default="", metavar="NAME,…",
+        help="objects to load in the guest beside fsaccess (each takes some minutes)",
+    )  # fmt: skip
+    parser.add_argument(
         "--lane", action="append", choices=("7.3", "6.12"), metavar="LANE",
         help="kernel of the guest part, 7.3 or 6.12, more than once for both (default 7.3)",
     )  # fmt: skip
@@ -102,8 +106,10 @@ def _guest(arguments: argparse.Namespace) -> dict[str, Any]:
     from tools.benchmarks.boot import boot_times
     from tools.benchmarks.guest import measure
 
+    words = [word for word in arguments.guest_objects.split(",") if word]
+    subjects = choose(words, corpus_folder(arguments.corpus))[0] if words else []
     return {
-        lane: {**measure(lane, arguments.guest_rounds), "boot": boot_times(lane)}
+        lane: {**measure(lane, arguments.guest_rounds, subjects), "boot": boot_times(lane)}
         for lane in arguments.lane or ["7.3"]
     }
 

@@ -22,13 +22,14 @@ from tests.vm.programs import program as tiny_program
 from tests.vm.scenario import Drive
 from tools.benchmarks.build import HERE, TOP, program
 from tools.benchmarks.errors import BenchError
+from tools.benchmarks.objects import Subject
 from tools.benchmarks.stats import paired_ratios, summarise
 from tools.guest.cache import progress
 from tools.guest.drives import build_drive
 from tools.guest.lanes import lane_of
 from tools.guest.machine import Guest
 
-__all__ = ["CountingGuest", "digest", "measure"]
+__all__ = ["CountingGuest", "answer_of", "digest", "measure"]
 
 
 class CountingGuest(Guest):
@@ -41,40 +42,84 @@ class CountingGuest(Guest):
         return [*super().command(folder, request, interactive), "-icount", "shift=0"]
 
 
-OBJECT = TOP / "bpf" / "objects" / "fsaccess.bpf.o"
+POLICY = "fsaccess"
 _YARDSTICK = "C on libbpf, static"
 #: All takes about two minutes; on a busy machine several times that.
-_TIMEOUT = 900.0
+_TIMEOUT = 1800.0
 
 
-def _bundles(folder: Path) -> dict[str, bytes]:
-    """The policy as restrict freezes it, and the bare object frozen, for the comparison."""
-    code = (
-        "import sys, pybpf; from restrict import bundle; "
-        "plans = [bundle.build(), pybpf.compile(pybpf.read(str(bundle.OBJECT)))]; "
-        "[open(name, 'wb').write(pybpf.to_bytes(plan)) "
-        "for name, plan in zip(sys.argv[1:], plans)]"
-    )
-    names = ["policy.bundle", "plain.bundle"]
-    words = [sys.executable, "-c", code, *(str(folder / name) for name in names)]
+def _freeze(code: str, *arguments: str | Path) -> None:
+    words = [sys.executable, "-c", f"import sys, pybpf; {code}", *map(str, arguments)]
     done = subprocess.run(words, cwd=TOP, capture_output=True, text=True)
     if done.returncode:
-        raise BenchError(f"the policy cannot be bundled: {done.stderr.strip()}")
-    return {name: (folder / name).read_bytes() for name in names}
+        raise BenchError(f"{arguments[0]} cannot be bundled: {done.stderr.strip()}")
 
 
-def measure(lane: str, rounds: int) -> dict[str, Any]:
-    """Boot the lane's guest, run everything in it, and sum it up. Raises BenchError, GuestError."""
+def _objects(subjects: Sequence[Subject]) -> dict[str, bytes]:
+    """Each object and its bundle; and the policy as restrict sets it up and freezes it."""
+    files = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        bundle = Path(folder) / "bundle"
+        for subject in subjects:
+            files[f"{subject.name}.o"] = subject.path.read_bytes()
+            _freeze(
+                "open(sys.argv[2], 'wb').write(pybpf.to_bytes(pybpf.compile("
+                "pybpf.read(sys.argv[1]))))",
+                subject.path, bundle,
+            )  # fmt: skip
+            files[f"{subject.name}.bundle"] = bundle.read_bytes()
+        _freeze(
+            "from restrict import bundle; bundle.write(bundle.build(), sys.argv[2])",
+            POLICY, bundle,
+        )  # fmt: skip
+        files["policy.bundle"] = bundle.read_bytes()
+    return files
+
+
+def answer_of(guest: Guest, lane: str, script: str, *arguments: str) -> dict[str, Any]:
+    """Run one of the guest's files in it; what it printed as JSON behind "RESULT".
+
+    Raises BenchError, with all that it said, if it or the guest's kernel fails; GuestError.
+    """
+    lines: list[str] = []
+
+    def show(event: dict[str, object]) -> None:
+        if event.get("event") == "output":
+            lines.append(str(event.get("text")))
+
+    command = ["/usr/bin/python3", "-B", f"/run/vm/files/{script}", *arguments]
+    outcome = guest.run({"mode": "script", "arguments": command}, timeout=_TIMEOUT, on_event=show)
+    text = "".join(lines)
+    answer = next((line for line in text.splitlines() if line.startswith("RESULT ")), None)
+    if outcome.status != 0 or answer is None:
+        raise BenchError(
+            f"lane {lane}: {outcome.reason}\n{text.strip()}\n--- console\n{outcome.console[-4000:]}"
+        )
+    if outcome.trouble:
+        raise BenchError(f"lane {lane}: the guest's kernel complained: {outcome.trouble[0]}")
+    result: dict[str, Any] = json.loads(answer.removeprefix("RESULT "))
+    return result
+
+
+def measure(lane: str, rounds: int, subjects: Sequence[Subject] = ()) -> dict[str, Any]:
+    """Boot the lane's guest, run everything in it, and sum it up.
+
+    subjects: objects to load there beside fsaccess. Raises BenchError, GuestError.
+    """
+    subjects = [
+        Subject(POLICY, TOP / "bpf" / "objects" / f"{POLICY}.bpf.o", "own"), *subjects
+    ]  # fmt: skip
     wanted = {
         "exec": 50,
         "map": 500,
         "rounds": rounds,
-        "load_rounds": 2,  # half a minute each, and equal within some per mille
+        "load_rounds": 2,  # they are long, and equal within some per mille
         "check": lane != "6.12",  # AT_EXECVE_CHECK came with 6.14
+        "objects": [subject.name for subject in subjects],
     }
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        files = _bundles(Path(folder))
-    for name in ("guest.py", "load_bundle.py", "load_elf.py"):
+    files = _objects(subjects)
+    files["phases.py"] = (HERE / "phases.py").read_bytes()
+    for name in ("guest.py", "load_bundle.py", "load_elf.py", "phase_times.py"):
         files[name] = (HERE / "child" / name).read_bytes()
     files["wanted.json"] = json.dumps(wanted).encode()
     guest = CountingGuest(lane_of(lane), files=files)
@@ -85,26 +130,8 @@ def measure(lane: str, rounds: int) -> dict[str, Any]:
         "nop": tiny_program(0),
     }
     guest.add_image("bench", build_drive(guest.tools, Drive(tools)))
-    lines: list[str] = []
-
-    def show(event: dict[str, object]) -> None:
-        if event.get("event") == "output":
-            lines.append(str(event.get("text")))
-
-    command = ["/usr/bin/python3", "-B", "/run/vm/files/guest.py", "wanted.json"]
     with progress(f"measuring in a guest of lane {lane}"):
-        outcome = guest.run(
-            {"mode": "script", "arguments": command}, timeout=_TIMEOUT, on_event=show
-        )
-    text = "".join(lines)
-    answer = next((line for line in text.splitlines() if line.startswith("RESULT ")), None)
-    if outcome.status != 0 or answer is None:
-        raise BenchError(
-            f"lane {lane}: {outcome.reason}\n{text.strip()}\n--- console\n{outcome.console[-4000:]}"
-        )
-    if outcome.trouble:
-        raise BenchError(f"lane {lane}: the guest's kernel complained: {outcome.trouble[0]}")
-    return {**digest(json.loads(answer.removeprefix("RESULT "))), "seconds": outcome.seconds}
+        return digest(answer_of(guest, lane, "guest.py", "wanted.json"))
 
 
 def _values(samples: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -113,17 +140,7 @@ def _values(samples: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 def digest(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What the guest sent, as summaries; ratios are taken within rounds."""
-    loading = {}
-    for name, samples in raw["loading"].items():
-        loading[name] = {
-            key: summarise(_values(samples, key)).json()
-            for key in ("whole_ms", "cpu_ms", "rss_mb", "in_process_ms")
-        }
-        yardstick = raw["loading"][_YARDSTICK]
-        for key in ("whole", "in_process"):
-            loading[name][f"{key}_over_libbpf"] = summarise(
-                paired_ratios(_values(samples, f"{key}_ms"), _values(yardstick, f"{key}_ms"))
-            ).json()
+    loading = {name: _loading(contenders) for name, contenders in raw["loading"].items()}
     rates = {}
     for kind, states in raw["rates"].items():
         rates[kind] = {state: summarise(values).json() for state, values in states.items()}
@@ -135,11 +152,27 @@ def digest(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "kernel": raw["kernel"],
         "loading": loading,
+        "phases": raw["phases"],
         "enable_ms": {name: summarise(values).json() for name, values in raw["enable_ms"].items()},
         "operations": _by_kind(raw["operations"]),
         "rates": rates,
         "hooks": raw["hooks"],
     }
+
+
+def _loading(contenders: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    yardstick = contenders[_YARDSTICK]
+    for name, samples in contenders.items():
+        found[name] = {}
+        for key in ("whole_ms", "cpu_ms", "rss_mb", "in_process_ms"):
+            if key in samples[0]:
+                values = _values(samples, key)
+                found[name][key] = summarise(values).json()
+                if key in ("whole_ms", "in_process_ms"):
+                    ratios = paired_ratios(values, _values(yardstick, key))
+                    found[name][f"{key[:-3]}_over_libbpf"] = summarise(ratios).json()
+    return found
 
 
 def _by_kind(operations: Sequence[Sequence[Any]]) -> dict[str, dict[str, float]]:

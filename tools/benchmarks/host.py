@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.benchmarks.build import HERE, TOP, program, stage
+from tools.benchmarks.build import HERE, program, stage
 from tools.benchmarks.errors import BenchError
 from tools.benchmarks.launch import Contender, Sample, launch, paired
 from tools.benchmarks.objects import Subject
@@ -129,7 +129,7 @@ class HostBench:
 
     def _phases(self, how: str, source: Path, *modules: str) -> list[str | Path]:
         return self._script(
-            "phases", self.product, self.dependencies, TOP, source, how, *modules
+            "phase_times", self.product, self.dependencies, HERE, source, how, *modules
         )
 
     # --- the measurements ---------------------------------------------------------------------

@@ -148,21 +148,31 @@ def guest_text(guest: Mapping[str, Any]) -> str:
 
 
 def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "Loading fsaccess, attaching nothing, each in a process of its own\n" + render(
-        ["contender", "whole ms", "in process ms", "RSS MB", "whole ÷ C", "in process ÷ C"],
-        [
+    for name, contenders in result["loading"].items():
+        yield f"Loading {name}, attaching nothing, each in a process of its own\n" + render(
+            ["contender", "whole ms", "in process ms", "RSS MB", "whole ÷ C", "in process ÷ C"],
             [
-                name,
-                _cell(row, "whole_ms"),
-                _cell(row, "in_process_ms"),
-                _middle(row["rss_mb"]),
-                _cell(row, "whole_over_libbpf"),
-                _cell(row, "in_process_over_libbpf"),
-            ]
-            for name, row in result["loading"].items()
+                [
+                    contender,
+                    _cell(row, "whole_ms"),
+                    _cell(row, "in_process_ms"),
+                    _middle(row["rss_mb"]),
+                    _cell(row, "whole_over_libbpf"),
+                    _cell(row, "in_process_over_libbpf"),
+                ]
+                for contender, row in contenders.items()
+            ],
+        )
+    ways = result["phases"]
+    shown = [phase for phase in _PHASES if any(way.get(phase) for way in ways.values())]
+    yield "Phases of loading fsaccess, ms\n" + render(
+        ["", *shown],
+        [
+            [way, *(number(values.get(phase, 0.0)) for phase in shown)]
+            for way, values in ways.items()
         ],
     )
-    yield "Of the load from a bundle: operations of the plan, by kind\n" + render(
+    yield "Of the load of fsaccess from a bundle: operations of the plan, by kind\n" + render(
         ["operation", "number", "ms"],
         [
             [kind, f"{row['count']:.0f}", number(row["ms"])]

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from restrict.fsaccess import Policy
 
 BENCH = "/run/bench"
-OBJECT = "/project/bpf/objects/fsaccess.bpf.o"
+PINS = "/sys/fs/bpf"
+POLICY = "fsaccess"
 _PTRACE_TRACEME = 0
 
 
@@ -60,45 +61,94 @@ def launch(command: Sequence[str]) -> dict[str, Any]:
         start, took, cpu, rss, status = map(int, file.read().split())
     if status:
         raise RuntimeError(f"{command} ended with {status}: {done.stderr}{done.stdout}")
-    marks = {}
+    marks: dict[str, float] = {}
+    facts: dict[str, float] = {}
     for line in done.stdout.splitlines():
         words = line.split()
         if len(words) == 3 and words[0] == "mark":
             marks[words[1]] = (int(words[2]) - start) / 1e6
-    return {
-        "whole_ms": took / 1e6,
-        "cpu_ms": cpu / 1e3,
-        "rss_mb": rss / 1024,
-        "in_process_ms": marks["loaded"] - marks["begin"],
-    }
+        elif len(words) == 2 and words[1].isdigit():
+            facts[words[0]] = float(words[1])
+    result: dict[str, Any] = {
+        "whole_ms": took / 1e6, "cpu_ms": cpu / 1e3, "rss_mb": rss / 1024,
+        "marks": marks, "facts": facts,
+    }  # fmt: skip
+    if "loaded" in marks:
+        result["in_process_ms"] = marks["loaded"] - marks["begin"]
+    return result
 
 
-def loading(rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Loading the object (attaching nothing) by the contenders, in rounds.
+def loading(name: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Loading NAME.o (attaching nothing) by the contenders, in rounds.
 
-    bpftool is none of them: it loads the object, but then fails to pin the programs that are
-    not loaded by default.
+    For fsaccess bpftool is none of them: it loads the object, but then fails to pin the programs
+    that are not loaded by default.
     """
     python = ["/usr/bin/python3", "-I", "-S"]
-    packages = "/usr/lib/python3/dist-packages"
+    elf = [*python, "load_elf.py", "/project", "/usr/lib/python3/dist-packages", f"{name}.o"]
     commands = {
-        "bundle": [*python, "load_bundle.py", "/project", "plain.bundle"],
-        "ELF, relocated in the kernel": [
-            *python, "load_elf.py", "/project", packages, OBJECT, "kernel"
-        ],
-        "ELF, relocated in Python": [
-            *python, "load_elf.py", "/project", packages, OBJECT, "python"
-        ],
-        "C on libbpf, static": [f"{BENCH}/libbpf_load", OBJECT],
-    }  # fmt: skip
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+        "bundle": [*python, "load_bundle.py", "/project", f"{name}.bundle"],
+        "ELF, relocated in the kernel": [*elf, "kernel"],
+        "C on libbpf, static": [f"{BENCH}/libbpf_load", f"{name}.o"],
+    }
+    if name == POLICY:
+        commands["ELF, relocated in Python"] = [*elf, "python"]
+    else:
+        commands["bpftool loadall"] = [
+            "/usr/sbin/bpftool", "prog", "loadall", f"{name}.o", f"{PINS}/{name}"
+        ]  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {contender: [] for contender in commands}
     for number in range(rounds + 1):
-        for name, command in commands.items():
+        for contender, command in commands.items():
             sample = launch(command)
             if number:  # the first round reads everything from the disks
-                found[name].append(sample)
-        say(f"loading: round {number} of {rounds}")
+                found[contender].append(sample)
+            if "bpftool" in contender:
+                for entry in os.listdir(f"{PINS}/{name}"):
+                    os.unlink(f"{PINS}/{name}/{entry}")
+                os.rmdir(f"{PINS}/{name}")
+        say(f"loading {name}: round {number} of {rounds}")
     return found
+
+
+def phases() -> dict[str, dict[str, float]]:
+    """Milliseconds of each phase of loading fsaccess, by way; once each."""
+    start = [
+        "/usr/bin/python3", "-I", "-S", "phase_times.py", "/project",
+        "/usr/lib/python3/dist-packages", ".",
+    ]  # fmt: skip
+    found: dict[str, dict[str, float]] = {}
+    modules: list[str] = []
+    for name, how in (
+        ("bundle", "bundle"),
+        ("ELF, relocated in Python", "python"),
+        ("ELF, relocated in the kernel", "kernel"),
+    ):
+        command = [*start, f"{POLICY}.{'bundle' if how == 'bundle' else 'o'}", how]
+        if how != "kernel":  # what the kernel's way imports, Python's imports too
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            lines = [line.split() for line in done.stdout.splitlines()]
+            names = [line[1] for line in lines if len(line) == 2 and line[0] == "imported"]
+            modules = sorted(names, key=lambda name: name.partition(".")[0] != "pybpf")
+        found[name] = phase_times([*command, *modules])
+        say(f"phases: {name}")
+    return found
+
+
+def phase_times(command: Sequence[str]) -> dict[str, float]:
+    """What phase_times.py prints, in milliseconds by phase."""
+    sample = launch(command)
+    marks = sample["marks"]
+    return {
+        "interpreter": marks["first"],
+        "import": marks["begin"] - marks["first"],
+        **{
+            name.removeprefix("ns."): value / 1e6
+            for name, value in sample["facts"].items()
+            if name.startswith("ns.")
+        },
+        "end": sample["whole_ms"] - marks["loaded"],
+    }
 
 
 def operations(plan: Any) -> list[tuple[str, str, float]]:
@@ -320,7 +370,10 @@ def main(path: str) -> None:
     if wanted["check"]:
         kinds["check"] = (wanted["exec"], f"{BENCH}/nop")
     result: dict[str, Any] = {"kernel": os.uname().release}
-    result["loading"] = loading(wanted["load_rounds"])
+    result["loading"] = {
+        name: loading(name, wanted["load_rounds"]) for name in wanted["objects"]
+    }
+    result["phases"] = phases()
     with open("policy.bundle", "rb") as bundle:
         plan = from_bytes(bundle.read())
     result["operations"] = operations(plan)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Load once with the borders of the phases timed, or tell what is imported for it.
 
-PRODUCT DEPENDENCIES TOP OBJECT|BUNDLE HOW [MODULE…]; HOW: "bundle", "kernel" or "python".
+PRODUCT DEPENDENCIES FOLDER OBJECT|BUNDLE HOW [MODULE…]; FOLDER has phases.py;
+HOW: "bundle", "kernel" or "python".
 Without modules: prints "imported NAME" for every module that the load needed beyond this
 script's own. With them: imports them first and prints "mark …", "ns.PHASE N", "calls.PHASE N".
 """
@@ -12,7 +13,7 @@ import sys
 import time
 
 first = time.monotonic_ns()
-product, dependencies, top, source, how = sys.argv[1:6]
+product, dependencies, folder, source, how = sys.argv[1:6]
 wanted = sys.argv[6:]
 before = set(sys.modules)
 sys.path[0:0] = [product] if how == "bundle" else [product, dependencies]
@@ -39,8 +40,8 @@ if not wanted:
 for name in wanted:
     __import__(name)
 begin = time.monotonic_ns()
-sys.path.append(top)
-from tools.benchmarks.phases import BORDERS, Stopwatch, install  # noqa: E402
+sys.path.append(folder)
+from phases import BORDERS, Stopwatch, install  # type: ignore[import-not-found]  # noqa: E402
 
 known = {border: phase for border, phase in BORDERS.items() if border.partition(":")[0] in wanted}
 stopwatch = Stopwatch()
