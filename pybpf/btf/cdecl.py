@@ -40,6 +40,8 @@ _COMPOSITE = (KIND_STRUCT, KIND_UNION)
 _QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "restrict"}
 _MAX_DEPTH = 64
 _MAX_STEPS = 1_000_000
+_MAX_LINES = 200_000  # of one definition; the kernel's longest has 2,000
+_LONG_GAP = 64 * 64
 _TRANSPARENT = frozenset((*_QUALIFIERS, KIND_TYPE_TAG, KIND_TYPEDEF, KIND_PTR, KIND_VAR))
 _WRITTEN_ONCE = frozenset(
     (*_COMPOSITE, *ENUM_KINDS, KIND_TYPEDEF, KIND_FUNC, KIND_VAR, KIND_DATASEC)
@@ -71,6 +73,7 @@ class CDump:
         self._used: dict[tuple[bool, str], int] = {}
         self._state: dict[int, int] = {}
         self._forward: set[int] = set()
+        self._lines = 0
         self._shapes: dict[int, tuple[int, bool]] = {}
         self._enumerators: dict[int, list[tuple[str, int]]] = {}
 
@@ -78,6 +81,8 @@ class CDump:
 
     def declare(self, type_id: int, name: str = "", depth: int = 0) -> str:
         """As the function declare()."""
+        if not depth:
+            self._lines = 0
         text = name
         quals: list[str] = []
         previous = -1
@@ -120,6 +125,7 @@ class CDump:
         params = proto.params
         if not params:
             return "void"
+        self._count(len(params), proto)
         words = [
             "..." if not p.type and not p.name else self.declare(p.type, p.name, depth + 1)
             for p in params
@@ -166,8 +172,16 @@ class CDump:
 
     # -- definitions -----------------------------------------------------------------------
 
+    def _count(self, lines: int, found: Type) -> None:
+        """Bound a definition: what it embeds may embed the next twice, and so on."""
+        self._lines += lines
+        if self._lines > _MAX_LINES:
+            raise FormatError(f"[{found.id}] {found.name or '(anon)'} takes too many lines",
+                              btf=self.btf.label)
+
     def define(self, found: Type) -> str:
         """As the function definition()."""
+        self._lines = 0
         kind = found.kind
         if kind in _COMPOSITE or kind in ENUM_KINDS:
             return f"{self._body(found, 0)};\n"
@@ -182,9 +196,11 @@ class CDump:
             text = self.declare(found.size_or_type, found.name)
             return f"{('static ', '', 'extern ')[min(found.linkage, 2)]}{text};\n"
         if kind == KIND_DATASEC:
+            variables = ((v.offset, self.btf.type(v.type)) for v in found.variables)
             rows = [
-                f"/* {v.offset:#x} */ {self.define(self.btf.type(v.type))}"
-                for v in found.variables
+                f"/* {offset:#x} */ {self.define(var)}"
+                for offset, var in variables
+                if var.kind in (KIND_VAR, KIND_FUNC)
             ]
             return f"/* section {found.name}, {found.size} bytes */\n" + "".join(rows)
         return f"/* {self.declare(found.id)} */\n"
@@ -193,6 +209,7 @@ class CDump:
         if depth > _MAX_DEPTH // 4:
             raise FormatError(f"[{found.id}] is nested more than {depth - 1} deep",
                               btf=self.btf.label)
+        self._count(found.vlen, found)
         tag = f" {self.name(found)}" if found.name else ""
         head = _keyword(found) + tag
         inner = "\t" * (depth if not found.name else 0)
@@ -389,8 +406,12 @@ def _keyword(found: Type) -> str:
 
 
 def _gap(start: int, end: int) -> Iterator[str]:
-    """Unnamed bit-fields over the bits [start, end)."""
+    """Unnamed bit-fields over the bits [start, end); a long gap is one array."""
     while start < end:
+        if end - start >= _LONG_GAP and start % 8 == 0:
+            yield f"char _pad_{start // 8}[{(end - start) // 8}];"
+            start += (end - start) // 8 * 8
+            continue
         room = 64 - start % 64
         for width, name in ((64, "long long"), (32, "int"), (16, "short"), (8, "char")):
             if start % width == 0 and end - start >= width:

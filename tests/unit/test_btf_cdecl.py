@@ -143,3 +143,22 @@ def test_the_whole_kernel_compiles_with_every_size_and_offset_right(tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stderr[:4000]
+
+
+def test_a_section_that_holds_itself_ends() -> None:
+    w = BtfWriter()
+    w.add_datasec(".data", 4, [(1, 0, 4)])
+    assert definition(w.btf(), 1) == "/* section .data, 4 bytes */\n"
+
+
+def test_long_gaps_and_repeated_nesting_stay_short() -> None:
+    w = BtfWriter()
+    u32 = w.add_int("unsigned int", 4)
+    far = w.add_struct("far", 1 << 29, [("f", u32, 0xFFFFFFE0)], kflag=False)
+    text = definition(w.btf(), far)
+    assert "char _pad_0[536870908];" in text
+    last = w.add_struct("", 4, [("f", u32, 0)])
+    for _ in range(12):
+        last = w.add_struct("", 4, [(f"m{i}", last, 0) for i in range(8)], union=True)
+    with pytest.raises(FormatError, match="too many lines"):
+        definition(w.btf(), last)
