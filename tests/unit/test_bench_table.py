@@ -128,7 +128,7 @@ def _host_result() -> dict[str, Any]:
             "kernel": "6.0", "machine": "x", "cpus": 1, "load": [0.5, 0.5], "python": "Python",
             "libbpf": "1.1", "bpftool": "v7",
         },
-        "start": {"nothing": {"whole_ms": some, "over_ctypes_ms": some, "rss_mb": some}},
+        "start": {"nothing": {**row, "whole_over_ctypes_ms": some, "cpu_over_ctypes_ms": some}},
         "objects": {
             "thing": {
                 "file": "thing.bpf.o", "origin": "own", "bytes": 12345, "bundle_bytes": 678,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.benchmarks.errors import BenchError
-from tools.guest.cache import cache_root, content_hash, publish, tree_hash
+from tools.guest.cache import cache_root, content_hash, prune, publish, tree_hash
 
 __all__ = ["HERE", "TOP", "bpf_object", "program", "stage"]
 
@@ -115,4 +115,6 @@ def stage() -> tuple[Path, Path]:
         name = f"{kind}-{tree_hash(files)}"
         return publish(cache_root() / "bench" / name, build, f"byte-compiling {kind}")
 
-    return made("product", product), made("dependencies", dependencies)
+    found = made("product", product), made("dependencies", dependencies)
+    prune(cache_root() / "bench", "product-*", keep=4)
+    return found

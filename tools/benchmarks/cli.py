@@ -109,7 +109,7 @@ def _guest(arguments: argparse.Namespace) -> dict[str, Any]:
     words = [word for word in arguments.guest_objects.split(",") if word]
     subjects = choose(words, corpus_folder(arguments.corpus))[0] if words else []
     return {
-        lane: {**measure(lane, arguments.guest_rounds, subjects), "boot": boot_times(lane)}
+        lane: {"boot": boot_times(lane), **measure(lane, arguments.guest_rounds, subjects)}
         for lane in arguments.lane or ["7.3"]
     }
 

@@ -150,17 +150,16 @@ class HostBench:
         ]
         with progress(f"interpreter start and imports, {self.rounds} rounds"):
             paired(contenders, self.rounds)
-        base = contenders[1].values(lambda sample: sample.whole)
+        base = contenders[1].samples
         return {
             contender.name: {
                 "whole_ms": summarise(contender.values(lambda sample: sample.whole)).json(),
-                "over_ctypes_ms": summarise(
-                    [
-                        mine - other
-                        for mine, other in zip(
-                            contender.values(lambda sample: sample.whole), base, strict=True
-                        )
-                    ]
+                "cpu_ms": summarise(contender.values(lambda sample: sample.cpu)).json(),
+                "whole_over_ctypes_ms": summarise(
+                    [a.whole - b.whole for a, b in zip(contender.samples, base, strict=True)]
+                ).json(),
+                "cpu_over_ctypes_ms": summarise(
+                    [a.cpu - b.cpu for a, b in zip(contender.samples, base, strict=True)]
                 ).json(),
                 "rss_mb": summarise(contender.values(lambda sample: sample.rss)).json(),
             }
