@@ -124,7 +124,7 @@ def load(
     variables: Mapping[str, object] | None = None,
     max_entries: Mapping[str, int] | None = None,
     disable: Iterable[str] = (),
-    relocate: str = "kernel",
+    relocate: str | None = None,
     pin_root: str | None = None,
     export: Iterable[str] = (),
     log_level: int = 0,
@@ -132,8 +132,10 @@ def load(
     """Load an object file (path or bytes), a spec or a Plan into the kernel; attach nothing.
 
     variables: {name: value} for globals, .rodata among them, before loading; max_entries: {map:
-    number}; disable: programs not to load; relocate, pin_root, export: as for ``compile``;
-    log_level: as for BPF_PROG_LOAD. A Plan is executed as it is: it takes none of the edits.
+    number}; disable: programs not to load; relocate: "kernel" or "python" as for ``compile``
+    (None: the kernel, and on kernels before 5.17, which cannot, pybpf); pin_root, export: as for
+    ``compile``; log_level: as for BPF_PROG_LOAD. A Plan is executed as it is: it takes none of
+    the edits.
 
     Needs CAP_BPF and what the program types ask for (CAP_PERFMON, CAP_NET_ADMIN …). Raises
     FormatError, CompileError, RelocationError, UsageError, KernelError, VerifierError; nothing
@@ -159,5 +161,16 @@ def load(
         spec = spec.with_program(name, autoload=False)
     if variables:
         spec = spec.with_variables(variables)
-    plan = _compile(spec, relocate=relocate, pin_root=pin_root, export=export)
+    plan = _compile(spec, relocate=relocate or "kernel", pin_root=pin_root, export=export)
+    if relocate is not None:
+        return _run.run(plan, log_level=log_level)
+    from pybpf.errors import KernelError as _KernelError
+
+    try:
+        return _run.run(plan, log_level=log_level)
+    except _KernelError as error:
+        # E2BIG: bpf_attr has no core_relos yet (before fbd94c7afcf9, in v5.17)
+        if error.errno != 7 or error.call != "BPF_PROG_LOAD":
+            raise
+    plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
     return _run.run(plan, log_level=log_level)

@@ -101,8 +101,8 @@ def unpinned(spec: ObjectSpec) -> ObjectSpec:
 
 
 def keeping(spec: ObjectSpec, name: str | None) -> ObjectSpec:
-    """A copy that loads one program only (None: maps alone)."""
-    programs = {n: replace(p, autoload=n == name) for n, p in spec.programs.items()}
+    """A copy that has one program only, which is loaded (None: maps alone)."""
+    programs = {} if name is None else {name: replace(spec.programs[name], autoload=True)}
     return replace(spec, programs=programs)
 
 

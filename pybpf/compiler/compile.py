@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pybpf.btf.consts import (
     ENUM_KINDS,
@@ -31,6 +31,8 @@ from pybpf.spec import ExternSpec, ObjectSpec
 __all__ = ["compile", "compile_alternatives"]
 
 RELOCATE = ("kernel", "python")
+# BTF as it is loaded: compiling programs of one object one by one asks for it each time.
+_loadable: WeakKeyDictionary[Btf, dict[tuple[int, ...], bytes]] = WeakKeyDictionary()
 
 
 def compile(
@@ -167,8 +169,11 @@ class _Compiled:
     def _btf(self) -> bytes:
         spec = self.spec
         assert spec.btf is not None
-        hidden = [f.type_id for f in spec.functions if f.type_id and not f.global_]
-        return loadable(spec.btf, static_functions=hidden)
+        kept = _loadable.setdefault(spec.btf, {})
+        hidden = tuple(f.type_id for f in spec.functions if f.type_id and not f.global_)
+        if hidden not in kept:
+            kept[hidden] = loadable(spec.btf, static_functions=hidden)
+        return kept[hidden]
 
     def _btf_optional(self) -> bool:
         """Without CO-RE in the kernel and externs, BTF makes things legible, no more."""
@@ -298,11 +303,3 @@ def _named_layout(spec: ObjectSpec, name: str) -> Any:
             object=spec.name,
         )
     return layout(spec.btf, ids[0])
-
-
-def without_programs(spec: ObjectSpec, *keep: str) -> ObjectSpec:
-    """A copy that loads only the named programs."""
-    return replace(
-        spec,
-        programs={n: replace(p, autoload=n in keep) for n, p in spec.programs.items()},
-    )

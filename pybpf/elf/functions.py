@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
@@ -157,11 +157,8 @@ class _Reader:
         if number < 0:
             return []
         start = self.symbols[number].value
-        return (
-            [n for n in code.numbers if self.symbols[n].value == start]
-            if (code.starts.count(start) > 1)
-            else [number]
-        )
+        first, last = bisect_left(code.starts, start), bisect_right(code.starts, start)
+        return code.numbers[first:last]
 
     def relocate(
         self, code: _Code, relocation: Relocation, refs: dict[int, dict[int, Ref]]

@@ -199,3 +199,25 @@ def test_run_command() -> None:
         assert all(found["programs"].values())
     finally:
         Path("/sys/fs/bpf/pinned").unlink(missing_ok=True)
+
+
+def test_kernels_that_cannot_relocate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel before 5.17 refuses an attribute with core_relos: E2BIG. pybpf then does it."""
+    from pybpf.errors import KernelError
+    from pybpf.sys import bpf
+
+    real = bpf.prog_load
+    refused = []
+
+    def old(fields: dict[str, int | bytes], *more: object) -> int:
+        if fields.get("core_relos"):
+            refused.append(fields)
+            raise KernelError("too big", errno=7, call="BPF_PROG_LOAD")
+        return real(fields, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bpf, "prog_load", old)
+    with load() as live:
+        assert set(live.programs) == {"first", "tail_target", "tracing"}
+    assert refused
+    with pytest.raises(KernelError, match="too big"):
+        load(relocate="kernel")
