@@ -398,6 +398,8 @@ class DeviceMapper:
         _, data = self._call(DM_LIST_DEVICES, room=4096)
         found: list[tuple[str, int]] = []
         offset = 0
+        if len(data) < 12:
+            return found  # there is none
         while True:
             dev, following = struct.unpack_from("=QI", data, offset)
             if dev == 0 and not found:

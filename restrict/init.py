@@ -154,7 +154,7 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     signature = _read_bytes(settings.signature, "signature", 32767)
     certificates = [(c, _read_bytes(c, "certificate", 65536)) for c in settings.certificates]
     step("devices")
-    _wait_for([settings.verity.data, settings.verity.hash], settings.wait)
+    _wait_for(list({settings.verity.data: 0, settings.verity.hash: 0}), settings.wait)
     step("keyring")
     say(_certificates(certificates))
     step("check")
@@ -237,15 +237,17 @@ def _fail(console: Console, settings: InitConfig | None, state: _State, exc: Bas
 
 def main(path: str = config.DEFAULT_PATH) -> int:
     """``restrict init``: run the early boot as PID 1; returns only after a failure, with 1."""
+    if os.getpid() != 1:
+        print(
+            f"restrict: init is for PID 1, and this is process {os.getpid()}. Use `restrict "
+            "enable` on a running system.",
+            file=sys.stderr,
+        )
+        return 1
     state = _State()
     settings: InitConfig | None = None
     console: Console | None = None
     try:
-        if os.getpid() != 1:
-            raise RestrictError(
-                f"`restrict init` is for PID 1; this is process {os.getpid()}.",
-                hint="Use `restrict enable` on a running system.",
-            )
         state.step = "mounts"
         mount_basics()
         console = Console("restrict")
@@ -265,7 +267,8 @@ def resume(arguments: list[str], *, plan_path: str | None = None, events: bool =
     handles handed on. events: leave a process that serves ``restrict events``.
     Returns 1 after a failure; what was inherited then stays in force.
     """
-    console = Console("restrict")
+    # Another process than PID 1 (tests, a supervisor of its own) has a stderr that is read.
+    console = Console("restrict") if os.getpid() == 1 else None
     try:
         plan = fsaccess.load_plan(plan_path) if plan_path is not None else None
         policy = handover.adopt(plan=plan)
@@ -274,9 +277,10 @@ def resume(arguments: list[str], *, plan_path: str | None = None, events: bool =
                 f"nothing was handed over: {handover.VARIABLE} is not in the environment."
             )
         before = policy.close_window()
-        console.say(
+        _say(
+            console,
             f"took over {len(policy.links)} programs"
-            + (f"; initramfs {before >> 20}:{before & 0xFFFFF} was still trusted" if before else "")
+            + (f"; initramfs {before >> 20}:{before & 0xFFFFF} was still trusted" if before else ""),
         )
         if not arguments:
             raise ConfigError("there is no program to execute.", hint="Add `-- PROGRAM …`.")
@@ -294,8 +298,14 @@ def resume(arguments: list[str], *, plan_path: str | None = None, events: bool =
                 program=arguments[0],
             ) from None
     except BaseException as e:
-        console.say(f"resume FAILED, what was inherited stays in force: {describe(e)}", priority=4)
-        print(f"restrict: {describe(e)}", file=sys.stderr)
+        _say(console, f"resume FAILED, what was inherited stays in force: {describe(e)}", 4)
         return 1
+
+
+def _say(console: Console | None, text: str, priority: int = 5) -> None:
+    if console is not None:
+        console.say(text, priority=priority)
+    else:
+        print(f"restrict: {text}", file=sys.stderr)
 
 

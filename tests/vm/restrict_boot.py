@@ -60,7 +60,8 @@ if os.fork() == 0:
                 after += 1
             else:
                 before += 1
-        elif status == 101:
+        elif status == 101 or (status < 0 and not denied):
+            # Killed: its exec was let pass, then the policy was armed and its mapping refused.
             denied += 1
         else:
             other += 1
@@ -77,6 +78,11 @@ from restrict.cli import main
 status = main(["init", "/etc/restrict/init.conf"])
 # Only after a failure: the cases run in this very process, which still holds what it holds.
 os.environ["RESTRICT_INIT_STATUS"] = str(status)
+from restrict.modules import insmod, parse_module_line
+with open("/etc/restrict/init.conf") as lines:  # where it came to no module: for the run's disk
+    for line in lines:
+        if line.startswith("module = "):
+            insmod(*parse_module_line(line[9:]))
 import runpy
 runpy.run_path("/project/tools/guest/inside/harness.py", run_name="__main__")
 """
@@ -155,9 +161,13 @@ def files(
     *,
     init: str = HARNESS,
     signature: bytes | None = None,
+    gate: bool = False,
     **changes: str,
 ) -> dict[str, bytes]:
-    """The initramfs' files. On the host only: the plan is compiled here."""
+    """The initramfs' files. On the host only: the plan is compiled here.
+
+    gate: with the programs that let nobody but the owner change device-mapper tables.
+    """
     from pybpf.plan.frozen import to_bytes
     from restrict import bundle
     from tests.vm.programs import program
@@ -168,7 +178,7 @@ def files(
         "init": text.encode(),
         "probe": program(),
         "etc/restrict/init.conf": configuration(run, init, **changes).encode(),
-        "etc/restrict/fsaccess.plan": to_bytes(bundle.build()),
+        "etc/restrict/fsaccess.plan": to_bytes(bundle.build(gate_device_mapper=gate)),
         "etc/restrict/root.p7s": given,
         "etc/restrict/certificate.der": run["certificate"],
     }

@@ -234,7 +234,10 @@ def enable_refuses_a_weak_kernel(guest: Guest) -> None:
 def enable_and_end(guest: Guest) -> None:
     assert runs(), "the baseline"
     with Enabled() as owner:
-        assert len(owner.first["links"]) == 13
+        from restrict import fsaccess
+
+        plan = fsaccess.load_plan(PLAN)
+        assert set(owner.first["links"]) == {*plan.links, fsaccess.SYSCTL}
         guest.expect(probes.execute("/tmp/program"), refused())
         guest.expect(probes.run("/usr/bin/busybox", "true"), ALLOWED)
     assert runs(), "after the end"
@@ -492,6 +495,34 @@ def events_of_the_past_and_to_come(guest: Guest) -> None:
     done = command("events")
     assert done.returncode == 1
     assert "nobody offers events" in done.stderr
+
+
+@enable.case()
+def events_from_an_inherited_ring_buffer(guest: Guest) -> None:
+    from restrict import fsaccess, lockout
+
+    plan = fsaccess.load_plan(PLAN)
+    before_arm = lockout.before_arm(plan, resumed=True)
+    with fsaccess.enable(plan, before_arm=before_arm, status_pin=None) as policy:
+        guest.expect(probes.execute("/tmp/program"), refused())
+        fd = policy.events.dup(inheritable=True)
+        done = subprocess.run(
+            [*RESTRICT, "events", "--fd", str(fd), "--json"],
+            pass_fds=[fd],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        assert json.loads(line)["pid"] not in (0, os.getpid())
+        done = subprocess.run(
+            [*RESTRICT, "events", "--fd", "0"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
 
 
 @enable.case()

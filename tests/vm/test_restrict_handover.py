@@ -184,14 +184,14 @@ def _disarmed(inherited: Inherited) -> str:
 
 
 _refused("a_missing_link", "the guard protects the links", _without_a_link)
-_refused("a_short_record", "12 links where 13", _without_an_entry)
+_refused("a_short_record", "links where", _without_an_entry)
 _refused("a_foreign_link", "the guard protects", _foreign_link)
 _refused("a_foreign_link_under_our_ids", "it is link", _foreign_link_under_our_ids)
 _refused("a_foreign_bss", "the guard protects", _foreign_bss)
 _refused("a_forged_bss", "the guard protects", _forged_bss)
 _refused("a_map_for_a_link", "link", _map_for_link)
 _refused("a_pipe_for_a_link", "stays open", _pipe_for_link)
-_refused("another_attach_type", "its attach type is 26, not 27", _other_attach_type)
+_refused("another_attach_type", "attach type is", _other_attach_type)
 _refused("a_link_twice", "twice", _twice)
 _refused("a_closed_fd", "stays open", _closed)
 _refused(
@@ -258,8 +258,10 @@ def takes_over_what_is_complete(guest: Guest) -> None:
 _CHAIN = """\
 import os, sys
 sys.path.insert(0, "/project")
-from restrict import fsaccess, handover
-policy = fsaccess.enable(fsaccess.load_plan({plan!r}), status_pin=None)
+from restrict import fsaccess, handover, lockout
+plan = fsaccess.load_plan({plan!r})
+check = lockout.before_arm(plan, resumed=True)
+policy = fsaccess.enable(plan, status_pin=None, before_arm=check)
 print(os.getpid(), flush=True)
 environment, _ = handover.hand_over(policy)
 words = {words!r}
@@ -302,7 +304,10 @@ def ten_reexecs_of_an_owner_that_is_not_pid_1(guest: Guest) -> None:
         guest.expect(probes.execute(PROGRAM), refused())
         denied += 1
     last = owner.stdout.readline().split()
-    assert last == [str(owner.pid), "13"]
+    from restrict import fsaccess
+
+    attached = len(fsaccess.load_plan(PLAN).links) + 1  # and the guard of a sysctl
+    assert last == [str(owner.pid), str(attached)]
     guest.expect(probes.execute(PROGRAM), refused())
     guest.note(f"{denied} attempts during ten re-execs, all refused")
     assert denied > 10
