@@ -277,10 +277,11 @@ def resume(arguments: list[str], *, plan_path: str | None = None, events: bool =
                 f"nothing was handed over: {handover.VARIABLE} is not in the environment."
             )
         before = policy.close_window()
+        number = f"{before >> 20}:{before & 0xFFFFF}"
         _say(
             console,
             f"took over {len(policy.links)} programs"
-            + (f"; initramfs {before >> 20}:{before & 0xFFFFF} was still trusted" if before else ""),
+            + (f"; initramfs {number} was still trusted" if before else ""),
         )
         if not arguments:
             raise ConfigError("there is no program to execute.", hint="Add `-- PROGRAM …`.")
