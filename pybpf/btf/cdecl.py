@@ -40,7 +40,7 @@ _COMPOSITE = (KIND_STRUCT, KIND_UNION)
 _QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "restrict"}
 _MAX_DEPTH = 64
 _MAX_STEPS = 1_000_000
-_MAX_LINES = 200_000  # of one definition; the kernel's longest has 2,000
+_MAX_LINES = 50_000  # of one definition; the kernel's longest has 2,000
 _LONG_GAP = 64 * 64
 _TRANSPARENT = frozenset((*_QUALIFIERS, KIND_TYPE_TAG, KIND_TYPEDEF, KIND_PTR, KIND_VAR))
 _WRITTEN_ONCE = frozenset(
@@ -209,7 +209,8 @@ class CDump:
         if depth > _MAX_DEPTH // 4:
             raise FormatError(f"[{found.id}] is nested more than {depth - 1} deep",
                               btf=self.btf.label)
-        self._count(found.vlen, found)
+        if depth:
+            self._count(found.vlen, found)
         tag = f" {self.name(found)}" if found.name else ""
         head = _keyword(found) + tag
         inner = "\t" * (depth if not found.name else 0)
