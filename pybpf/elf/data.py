@@ -9,6 +9,7 @@ ExternSpec; kconfig values get a map of their own.
 from __future__ import annotations
 
 from pybpf.btf.consts import (
+    KIND_ARRAY,
     KIND_DATASEC,
     KIND_FUNC,
     KIND_VAR,
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 ARENA_SECTION = ".addr_space.1"
+_MAX_ARRAYS = 32  # dimensions: as deep as libbpf resolves
 _NAME_LEN = 16  # BPF_OBJ_NAME_LEN, its NUL included
 
 
@@ -141,14 +143,13 @@ def read_variables(btf: Btf | None, maps: dict[int, MapSpec]) -> dict[str, Varia
 
 
 def _align(btf: Btf, type_id: int) -> int:
-    """Alignment of a scalar or of an array's element."""
+    """Alignment of a scalar or of an array's element: its size, at most 8."""
     found = btf.skip(type_id)
-    for _ in range(32):
-        try:
-            found = btf.skip(found.array.type)
-        except Exception:
+    for _ in range(_MAX_ARRAYS):
+        if found.kind != KIND_ARRAY:
             break
-    return min(btf.size(found.id), 8) or 1
+        found = btf.skip(found.array.type)
+    return max(1, min(btf.size(found.id), 8))
 
 
 def read_externs(image: ElfImage, btf: Btf | None) -> tuple[dict[str, ExternSpec], Btf | None]:
