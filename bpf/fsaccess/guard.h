@@ -55,13 +55,14 @@ int fsaccess_guard_program(u64 *ctx)
 	return guard(FSACCESS_OP_BPF_PROGRAM, FSACCESS_REASON_GUARD_PROGRAM, id);
 }
 
-/* There is no hook for a new link fd, so the command itself is watched. */
+/* There is no hook for a new link fd, so the command itself is watched, whatever flags 7.x lets it
+ * carry (BPF_COMMON_ATTRS, 1 << 16). */
 SEC("lsm/bpf")
 int fsaccess_guard_link(u64 *ctx)
 {
 	u32 id;
 
-	if (!armed || (u32)ctx[0] != BPF_LINK_GET_FD_BY_ID)
+	if (!armed || (ctx[0] & BPF_COMMAND) != BPF_LINK_GET_FD_BY_ID)
 		return 0;
 	id = cast_to(ctx[1], union bpf_attr)->link_id;
 	if (!is_listed(guard_link_ids, FSACCESS_MAX_LINKS, id))

@@ -19,6 +19,7 @@ enum {
 
 	PTRACE_MODE_ATTACH = 0x02, /* include/linux/ptrace.h */
 	BPF_LINK_GET_FD_BY_ID = 30, /* enum bpf_cmd */
+	BPF_COMMAND = 0xffff,       /* the bits of a command that are not flags */
 
 	/* /proc/PID/stat counts a process' start in these (USER_HZ is 100 wherever BPF runs). */
 	NS_PER_CLOCK_TICK = 10000000,

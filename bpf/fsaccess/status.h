@@ -12,6 +12,7 @@
 #ifndef BPF_FSACCESS_STATUS_H
 #define BPF_FSACCESS_STATUS_H
 
+#include "device_mapper.h"
 #include "state.h"
 
 /* What one call of the program prints must fit into 32 KiB (kernel/bpf/bpf_iter.c): the lines
@@ -78,9 +79,13 @@ static long print_device(struct bpf_map *map __attribute__((unused)), const u32 
 			 const struct fsaccess_device *record, struct print_context *context)
 {
 	struct print_digest digest = {.seq = context->seq, .record = record};
+	const struct block_device *bdev = cast_to(record->identity, struct block_device);
 	struct seq_file *seq = context->seq;
 	u32 flags = record->flags;
 
+	/* A swapped table is told as judge_inode() would. */
+	if (record->target_type && target_type(target_of(bdev)) != record->target_type)
+		flags &= ~FSACCESS_DEVICE_SIGNED;
 	if (context->devices++ >= MAX_DEVICE_LINES)
 		return 0;
 	seq_print(seq, "device %u:%u signed %u lenient %u first_seen %llu changed %llu",
