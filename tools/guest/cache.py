@@ -24,6 +24,7 @@ __all__ = [
     "cache_root",
     "content_hash",
     "lock",
+    "processor_slot",
     "progress",
     "prune",
     "publish",
@@ -101,6 +102,35 @@ def publish(target: Path, build: Callable[[Path], None], what: str) -> Path:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
     return target
+
+
+@contextlib.contextmanager
+def processor_slot() -> Iterator[None]:
+    """Hold one of as many slots as the machine has processors, across all its processes.
+
+    qemu emulates a guest with one busy thread: more guests at a time than processors would
+    only make each of them so slow that it looks as if it hung.
+    """
+    folder = cache_root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [folder / f"guest-{number}" for number in range(os.cpu_count() or 1)]
+    fds = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) for name in names]
+    try:
+        with progress("waiting until fewer guests run"):
+            while not any(_try_lock(fd) for fd in fds):
+                time.sleep(0.1)
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def prune(folder: Path, pattern: str, keep: int, min_age: float = 7200.0) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .cache import cache_root
+from .cache import cache_root, processor_slot
 from .errors import GuestError
 from .images import Image, combined_image, make_image
 from .initramfs import base_segment, given_segment, module_list, run_segment
@@ -30,7 +30,7 @@ __all__ = ["COMMAND_LINE", "Guest", "Outcome", "kernel_trouble"]
 COMMAND_LINE = (
     "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on "
     # The emulator may be kept from running for seconds: no check that expects otherwise.
-    "no_timer_check nowatchdog rcupdate.rcu_cpu_stall_timeout=200 "
+    "init_on_alloc=0 no_timer_check nowatchdog rcupdate.rcu_cpu_stall_timeout=200 "
     "proc_mem.force_override=never"
 )
 _TROUBLE = re.compile(
@@ -227,7 +227,7 @@ class Guest:
         artifacts: Path | None,
         on_event: Callable[[dict[str, object]], None] | None,
     ) -> Outcome:
-        with tempfile.TemporaryDirectory(prefix="restrict-vm-") as name:
+        with tempfile.TemporaryDirectory(prefix="restrict-vm-") as name, processor_slot():
             folder = Path(name)
             command = self.command(folder, request)
             start = time.monotonic()
