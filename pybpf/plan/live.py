@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pybpf.errors import UsageError
+from pybpf.errors import KernelError, UsageError
 from pybpf.kernel import layout as _layout
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
@@ -102,11 +102,16 @@ class Object:
     def detach(self) -> None:
         """Undo ``attach``, last link first: links are closed, pins it made are removed."""
         executor = self._alive()
-        for link in self.links.values():
-            # The journal closes the fds, each in its place.
+        self._give_back_links(executor)
+        executor.undo(0)
+
+    def _give_back_links(self, executor: Executor) -> None:
+        """Links' fds go back to the executor's slots, except those that the user has closed."""
+        for name, link in self.links.items():
+            if link.closed:
+                executor.slots[self.plan.links[name]] = -1
             link.fd = -1
         self.links.clear()
-        executor.undo(0)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -125,16 +130,17 @@ class Object:
         if executor is None:
             return
         self.vars.unmap()
-        fds = []
+        self._give_back_links(executor)
+        fds: list[int] = []
+        failed: Exception | None = None
         for entry in reversed(executor.journal):
             if entry[0] == "fd" and isinstance(entry[1], int):
                 fds.append(executor.slots[entry[1]])
-            elif entry[0] == "close" and isinstance(entry[1], int):
-                fds.append(entry[1])
             elif entry[0] == "attached":
-                executor._undo_one(entry)
-        for link in self.links.values():
-            link.fd = -1
+                try:
+                    executor._undo_one(entry)
+                except (OSError, KernelError) as error:
+                    failed = failed or error
         live: list[KernelObject] = [*reversed(self.programs.values())]
         live += reversed(self.maps.values())
         for thing in live:
@@ -143,7 +149,13 @@ class Object:
                 thing.fd = -1
         fds += [executor.slots[slot] for slot in reversed(self._others)]
         for fd in fds:
-            os.close(fd)
+            try:
+                if fd >= 0:
+                    os.close(fd)
+            except OSError as error:  # go on: the rest must be closed too
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def __enter__(self) -> Self:
         return self
@@ -185,18 +197,16 @@ class Object:
     def detach_fds(self) -> dict[str, dict[str, int]]:
         """Give all fds to the caller, {"links": {name: fd}, "maps": …, "programs": …}, and close
         this object without closing them (close-on-exec stays set; BTF fds are closed)."""
-        executor = self._alive()
+        self._alive()
         self.vars.unmap()
+        parts: dict[str, dict[str, Any]] = {
+            "links": self.links, "maps": self.maps, "programs": self.programs
+        }  # fmt: skip
         out = {
-            "links": {name: link.detach_fd() for name, link in self.links.items()},
-            "maps": {name: m.detach_fd() for name, m in self.maps.items()},
-            "programs": {name: p.detach_fd() for name, p in self.programs.items()},
+            part: {name: live.detach_fd() for name, live in things.items() if not live.closed}
+            for part, things in parts.items()
         }
-        named = {self.plan.links[name] for name in out["links"]}
-        executor.journal = [
-            entry for entry in executor.journal if entry[0] != "fd" or entry[1] not in named
-        ]
-        self.links.clear()
+        # The links are closed for this object now, so close() leaves their fds alone.
         self.close()
         return out
 

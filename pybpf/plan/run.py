@@ -156,9 +156,6 @@ class Executor:
                 os.close(fd)
         elif kind == "pin":
             os.unlink(str(entry[1]))
-        elif kind == "close":
-            assert isinstance(entry[1], int)
-            os.close(entry[1])
         elif kind == "attached":
             prog, target, attach_type = entry[1:]
             assert isinstance(prog, int)

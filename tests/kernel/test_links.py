@@ -321,6 +321,28 @@ def test_detached_fds_are_the_callers(prefix: str) -> None:
         os.close(fd)
 
 
+def test_a_link_closed_by_hand_is_not_closed_again(prefix: str) -> None:
+    """Its fd number may belong to somebody else by then."""
+    for end in ("close", "detach"):
+        obj = run(_two_links(prefix)).attach()
+        number = obj.links["one"].fd
+        obj.links["one"].close()
+        other = os.open("/dev/null", os.O_RDONLY)
+        assert other == number
+        getattr(obj, end)()
+        os.fstat(other)
+        os.close(other)
+        obj.close()
+
+
+def test_closing_goes_on_after_a_failure(prefix: str) -> None:
+    obj = run(_two_links(prefix)).attach()
+    os.close(obj.links["two"].fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        obj.close()
+    assert obj.closed
+
+
 def test_links_close_first_and_in_reverse(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     obj = run(_two_links(prefix)).attach()
     expected = [obj.links["two"].fd, obj.links["one"].fd, obj.programs[f"{prefix}_p"].fd,
