@@ -247,7 +247,7 @@ EXECUTE = [
             "/bin/sh", "/tmp/script", control=EXITS),
     Attempt("exec_execstack", "a signed program with an executable stack", probes.execute,
             "/run/good/execstack", control=EXITS, outcome=killed(signal.SIGSEGV),
-            denied=Denial("mmap", "exec_stack", file="/run/good/execstack")),
+            denied=Denial("exec", "exec_stack", file="/run/good/execstack")),
     Attempt("check_trusted", "AT_EXECVE_CHECK of a signed program", probes.check_executable,
             "/run/good/program", lanes=["7.3"]),
     Attempt("check_tmpfs", "AT_EXECVE_CHECK of a program on tmpfs", probes.check_executable,
