@@ -18,7 +18,7 @@ from pybpf.errors import PybpfError, UsageError
 
 __all__ = ["main"]
 
-# Command → (module with add(parser) and run(args), what it does).
+# Command → (module with add(parser) and run(args), what it does); ``live`` has an add a command.
 _COMMANDS = {
     "relocate": ("relocate", "print an object's final instructions for a kernel; no privileges"),
     "verify": ("verify", "load an object's programs and tell the verifier's verdict; no attaching"),
@@ -26,6 +26,11 @@ _COMMANDS = {
     "run": ("run", "load and attach a Plan file or an object, until interrupted"),
     "inspect": ("inspect", "tell what an object or a Plan file holds"),
     "disasm": ("disasm", "disassemble an object's programs"),
+    "prog": ("live", "list, show and dump programs in the kernel"),
+    "map": ("live", "list, show and dump maps in the kernel"),
+    "link": ("live", "list and show links in the kernel"),
+    "btf": ("live", "list and show BTF in the kernel; dump any BTF, also as C"),
+    "features": ("features", "try what the running kernel can do"),
 }
 
 
@@ -40,7 +45,8 @@ def _parser(
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in arguments[:1]:
             module = import_module(f"pybpf.cli.{where}")
-            module.add(sub)
+            declare = getattr(module, f"add_{name}" if where == "live" else "add")
+            declare(sub)
             runners[name] = module.run
     return parser, runners
 

@@ -21,6 +21,7 @@ __all__ = [
     "edit",
     "emit",
     "error_text",
+    "plain",
     "read_object",
     "target_of",
     "warn",
@@ -30,6 +31,17 @@ __all__ = [
 def emit(value: Mapping[str, Any]) -> None:
     """One line of JSON."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def plain(value: Any) -> Any:
+    """JSON has no bytes: they become hex."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
 
 
 def warn(command: str, text: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pybpf.cli.common import emit, read_object
+from pybpf.cli.common import emit, plain, read_object
 from pybpf.errors import PybpfError
 from pybpf.plan.ops import Plan
 from pybpf.spec import ObjectSpec
@@ -52,18 +52,7 @@ def _value(spec: ObjectSpec, name: str) -> Any:
         value = spec.value(name)
     except PybpfError:
         return None
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no bytes: they become hex."""
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value).hex()
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
+    return plain(value)
 
 
 def _object(spec: ObjectSpec) -> dict[str, Any]:

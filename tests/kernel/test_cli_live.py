@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""``pybpf prog|map|link|btf|features`` on what is really in the kernel."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pybpf
+from pybpf.cli import main
+
+FEATURES = Path(__file__).parent.parent / "objects/features.bpf.o"
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(sys.byteorder != "little", reason="the objects are little-endian"),
+]
+
+
+@pytest.fixture
+def live() -> Iterator[pybpf.Object]:
+    spec = pybpf.read(FEATURES).with_map("pinned", pin=0)
+    with pybpf.load(spec) as found:
+        yield found.attach()
+
+
+Output = pytest.CaptureFixture[str]
+
+
+def lines(capsys: Output, *arguments: str) -> list[dict[str, Any]]:
+    assert main([*arguments, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_programs(live: pybpf.Object, capsys: Output) -> None:
+    ident = live.programs["first"].id
+    (found,) = [p for p in lines(capsys, "prog", "list") if p["id"] == ident]
+    assert (found["name"], found["type"]) == ("first", "raw_tracepoint")
+    assert set(found["map_ids"]) <= {m.id for m in live.maps.values()}
+    assert lines(capsys, "prog", "show", str(ident)) == [found]
+    assert main(["prog", "dump", str(ident)]) == 0
+    out = capsys.readouterr().out
+    assert "call bpf_loop" in out or "goto pc" in out
+    assert "exit" in out
+
+
+def test_maps(live: pybpf.Object, capsys: Output) -> None:
+    live.maps["inner_a"][5] = 500
+    ident = live.maps["inner_a"].id
+    assert lines(capsys, "map", "dump", str(ident)) == [{"key": 5, "value": 500}]
+    (shown,) = lines(capsys, "map", "show", str(ident))
+    assert (shown["type"], shown["max_entries"]) == ("hash", 8)
+    assert ident in [m["id"] for m in lines(capsys, "map", "list")]
+    assert main(["map", "dump", str(ident)]) == 0
+    assert capsys.readouterr().out == "5: 500\n"
+
+
+def test_links(live: pybpf.Object, capsys: Output) -> None:
+    ident = live.links["tracing"].id
+    (found,) = [k for k in lines(capsys, "link", "list") if k["id"] == ident]
+    assert found["type"] == "raw_tracepoint"  # what the kernel makes of tp_btf
+    assert found["prog_id"] == live.programs["tracing"].id
+
+
+def test_btf(live: pybpf.Object, capsys: Output) -> None:
+    assert "vmlinux" in [b["name"] for b in lines(capsys, "btf", "list")]
+    assert main(["btf", "dump", "vmlinux", "--type", "bpf_map_info"]) == 0
+    assert "STRUCT 'bpf_map_info'" in capsys.readouterr().out
+    ident = live.maps["inner_a"].info()["btf_id"]
+    assert main(["btf", "dump", str(ident), "--type", "inner_map"]) == 0
+    assert "'max_entries'" in capsys.readouterr().out
+    assert main(["btf", "dump", str(FEATURES), "--format", "c", "--type", "pair"]) == 0
+    assert "struct pair {" in capsys.readouterr().out
+    assert main(["btf", "dump", "vmlinux", "--type", "no_such_type_at_all"]) == 2
+
+
+def test_absent_ids(capsys: Output) -> None:
+    assert main(["prog", "show", "4000000000"]) == 1
+    assert main(["map", "show", "/sys/fs/bpf/none"]) == 1
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_features(capsys: Output) -> None:
+    (found,) = lines(capsys, "features")
+    assert found["map_types"]["hash"] is True
+    assert found["program_types"]["socket_filter"] is True
+    assert found["features"]["ringbuf"] is True
