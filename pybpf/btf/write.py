@@ -37,7 +37,7 @@ from pybpf.btf.consts import (
 from pybpf.btf.model import Btf
 from pybpf.errors import FormatError, UsageError
 
-__all__ = ["BtfWriter", "assemble", "fill_datasecs", "swapped"]
+__all__ = ["BtfWriter", "assemble", "copy_words", "fill_datasecs", "rebuild", "swapped"]
 
 _U32 = 0xFFFFFFFF
 
@@ -221,20 +221,27 @@ class BtfWriter:
         return Btf.parse(self.build(), base=base, name=name)
 
 
-def _copy(btf: Btf, words: array[int], byteorder: str) -> bytes:
-    """A blob like ``btf`` with other words: same strings, layout and flags."""
+def rebuild(
+    btf: Btf, words: array[int], *, byteorder: str | None = None, strings: bytes | None = None
+) -> bytes:
+    """A blob like ``btf`` with other words (and strings): same layout section and flags."""
     start, end = btf.header.str_range
     lay_start, lay_end = btf.header.layout_range
+    layout = bytearray(btf.data[lay_start:lay_end])
+    if byteorder not in (None, btf.byteorder):
+        # struct btf_layout: two single bytes, then 16 bits of flags
+        layout[2::4], layout[3::4] = layout[3::4], layout[2::4]
     return assemble(
         words,
-        bytes(btf.data[start:end]),
-        byteorder,
-        layout=bytes(btf.data[lay_start:lay_end]),
+        bytes(btf.data[start:end]) if strings is None else strings,
+        byteorder or btf.byteorder,
+        layout=bytes(layout),
         flags=btf.header.flags,
     )
 
 
-def _words(btf: Btf) -> array[int]:
+def copy_words(btf: Btf) -> array[int]:
+    """The type section as words of the machine's own order, to be changed."""
     words = array("I")
     words.frombytes(memoryview(btf.words).tobytes())
     return words
@@ -242,7 +249,8 @@ def _words(btf: Btf) -> array[int]:
 
 def swapped(btf: Btf) -> bytes:
     """A copy in the other byte order."""
-    return _copy(btf, _words(btf), "big" if btf.byteorder == "little" else "little")
+    other = "big" if btf.byteorder == "little" else "little"
+    return rebuild(btf, copy_words(btf), byteorder=other)
 
 
 def fill_datasecs(
@@ -260,7 +268,7 @@ def fill_datasecs(
     hidden: names of global variables with restricted visibility, which become static.
     Variables are sorted by offset, as the kernel demands. Sections not named stay as they are.
     """
-    words = _words(btf)
+    words = copy_words(btf)
     for found in btf:
         if found.kind != KIND_DATASEC or found.name not in sections:
             continue
@@ -283,4 +291,4 @@ def fill_datasecs(
         words[found.pos + 3 : found.pos + 3 + 3 * len(rows)] = array(
             "I", (word for row in rows for word in row)
         )
-    return _copy(btf, words, btf.byteorder)
+    return rebuild(btf, words)

@@ -193,10 +193,13 @@ def test_layout_section_makes_unknown_kinds_readable() -> None:
     with pytest.raises(FormatError, match="kind 25 is not known"):
         Btf.parse(without).type(last)
     layout = bytearray(26 * 4)
-    layout[25 * 4 : 25 * 4 + 4] = struct.pack("<BBH", 4, 8, 0)
+    layout[25 * 4 : 25 * 4 + 4] = struct.pack("<BBH", 4, 8, 0x102)
     btf = Btf.parse(w.build(layout=bytes(layout)))
     assert btf.type(last).name == "after"
-    assert swapped(Btf.parse(swapped(btf))) == btf.raw()
+    other = Btf.parse(swapped(btf))
+    assert other.type(last).name == "after"
+    assert formats("big").layout.parse(other.raw()[-104:])[25].flags == 0x102
+    assert swapped(other) == btf.raw()
 
 
 def test_wide_vlen_and_kind() -> None:
