@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seen = "; ".join(show.other.get(NEVER_OFF, {}).get("notes") or [])
     show.say()
     if seen:
-        show.say(f"A process from before the policy that tried to execute all the time: {seen}.")
+        show.say(f"A process from before the policy went on trying to execute: {seen}.")
     for problem in problems:
         show.say(f"PROBLEM: {problem}")
     show.say(f"{agree} of {len(show.rows)} attempts came out as expected; {seconds} s in all.")
