@@ -18,32 +18,28 @@ import os
 import sys
 from array import array
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
 
 from pybpf.btf import scan
 from pybpf.btf.consts import (
-    ENUM_KINDS,
     KIND_ARRAY,
-    KIND_DATASEC,
     KIND_DECL_TAG,
-    KIND_ENUM,
-    KIND_ENUM64,
-    KIND_FLOAT,
-    KIND_FUNC,
-    KIND_FUNC_PROTO,
     KIND_INT,
-    KIND_MASK,
     KIND_PTR,
-    KIND_STRUCT,
     KIND_TYPEDEF,
-    KIND_UNION,
     KIND_VAR,
-    KIND_VOID,
     MODIFIERS,
-    VLEN_MASK,
-    kind_name,
 )
 from pybpf.btf.header import Header
+from pybpf.btf.types import (
+    SIZED,
+    ArrayInfo,
+    Enumerator,
+    Member,
+    Param,
+    SecVar,
+    Type,
+    essential_name,
+)
 from pybpf.errors import FormatError, UsageError
 
 __all__ = ["ArrayInfo", "Btf", "Enumerator", "Member", "Param", "SecVar", "Type", "essential_name"]
@@ -52,9 +48,6 @@ SYSFS = "/sys/kernel/btf"
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
-_SIZED = frozenset(
-    (KIND_INT, KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_ENUM64, KIND_FLOAT, KIND_DATASEC)
-)
 _REFERRING = MODIFIERS | {KIND_TYPEDEF}
 _RESOLVED_THROUGH = _REFERRING | {KIND_VAR, KIND_DECL_TAG}
 # A chain of modifiers and typedefs as long as this is a loop: compilers nest a handful.
@@ -62,235 +55,6 @@ _MAX_CHAIN = 512
 # libbpf's bound on the depth of a size (MAX_RESOLVE_DEPTH).
 _MAX_SIZE_DEPTH = 32
 _CACHE = 4096
-
-
-class Member(NamedTuple):
-    """A member of a struct or union. bit_size: 0 unless a bit-field."""
-
-    name: str
-    type: int
-    bit_offset: int
-    bit_size: int
-
-
-class Enumerator(NamedTuple):
-    """A named value of an enum or enum64 (signed where the enum says so)."""
-
-    name: str
-    value: int
-
-
-class Param(NamedTuple):
-    """A parameter of a function prototype; type 0 with no name: variable arguments."""
-
-    name: str
-    type: int
-
-
-class SecVar(NamedTuple):
-    """A variable in a DATASEC: type id of the VAR, offset and size in bytes."""
-
-    type: int
-    offset: int
-    size: int
-
-
-class ArrayInfo(NamedTuple):
-    """An array: element type, index type, number of elements."""
-
-    type: int
-    index_type: int
-    nelems: int
-
-
-def essential_name(name: str) -> str:
-    """``name`` without its CO-RE flavour: everything from the last X___Y separator on."""
-    at = len(name) - 5
-    while at >= 0:
-        # X and Y are no underscores: "a____b" has no flavour (libbpf: bpf_core_essential_name_len)
-        if name[at + 1 : at + 4] == "___" and name[at] != "_" and name[at + 4] != "_":
-            return name[: at + 1]
-        at -= 1
-    return name
-
-
-class Type:
-    """One type. The fixed part is read at once, what follows it when it is asked for.
-
-    id: type id; kind: BTF_KIND_*; kflag: bit 31 of info; vlen: number of entries;
-    size_or_type: bytes for a sized kind, a type id for a referring one.
-    """
-
-    __slots__ = (
-        "_entries",
-        "_member_names",
-        "_name",
-        "btf",
-        "id",
-        "kflag",
-        "kind",
-        "name_off",
-        "pos",
-        "size_or_type",
-        "vlen",
-    )
-
-    def __init__(
-        self, btf: Btf, type_id: int, pos: int, name_off: int, info: int, size_or_type: int
-    ) -> None:
-        self.btf = btf
-        self.id = type_id
-        self.pos = pos  # word index in btf.words
-        self.name_off = name_off
-        self.kind = (info >> 24) & KIND_MASK
-        self.kflag = bool(info >> 31)
-        self.vlen = info & VLEN_MASK
-        self.size_or_type = size_or_type
-        self._name: str | None = None
-        self._entries: object = None
-        self._member_names: tuple[str, ...] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Type [{self.id}] {kind_name(self.kind)} {self.name or '(anon)'}>"
-
-    @property
-    def name(self) -> str:
-        """The name; empty for an anonymous type."""
-        if self._name is None:
-            self._name = self.btf.name(self.name_off)
-        return self._name
-
-    @property
-    def kind_name(self) -> str:
-        """The kind in words, as bpftool spells it in lower case."""
-        return kind_name(self.kind)
-
-    @property
-    def size(self) -> int:
-        """Size in bytes of a sized kind (int, struct, union, enum, float, datasec)."""
-        if self.kind not in _SIZED:
-            raise UsageError(f"type [{self.id}] is a {self.kind_name}, which has no size field")
-        return self.size_or_type
-
-    @property
-    def type(self) -> int:
-        """Id of the type a referring kind refers to; of an array, its element type."""
-        if self.kind == KIND_ARRAY:
-            return self.array.type
-        if self.kind in _SIZED or self.kind == KIND_VOID:
-            raise UsageError(f"type [{self.id}] is a {self.kind_name}, which refers to no type")
-        return self.size_or_type
-
-    def raw_entries(self, width: int) -> Iterator[tuple[int, ...]]:
-        """The words of each of the vlen entries, ``width`` words an entry."""
-        at = self.pos + 3
-        words = self.btf.words[at : at + width * self.vlen]
-        return zip(*[iter(words)] * width, strict=True)
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """Members of a struct or union, in order; () for other kinds."""
-        if self.kind not in (KIND_STRUCT, KIND_UNION):
-            return ()
-        if self._entries is None:
-            name = self.btf.name
-            if self.kflag:
-                self._entries = tuple(
-                    Member(name(n), t, o & 0xFFFFFF, o >> 24) for n, t, o in self.raw_entries(3)
-                )
-            else:
-                self._entries = tuple(
-                    Member(name(n), t, o, self.btf.int_bitfield_size(t))
-                    for n, t, o in self.raw_entries(3)
-                )
-        return self._entries  # type: ignore[return-value]
-
-    @property
-    def member_names(self) -> tuple[str, ...]:
-        """Names of the members alone: touches no other type, as members may have to."""
-        if self._member_names is None:
-            if self.kind not in (KIND_STRUCT, KIND_UNION):
-                return ()
-            at = self.pos + 3
-            offsets = self.btf.words[at : at + 3 * self.vlen : 3]
-            self._member_names = tuple(map(self.btf.name, offsets))
-        return self._member_names
-
-    @property
-    def enumerators(self) -> tuple[Enumerator, ...]:
-        """Values of an enum or enum64, in order; () for other kinds."""
-        if self.kind not in ENUM_KINDS:
-            return ()
-        if self._entries is None:
-            name = self.btf.name
-            if self.kind == KIND_ENUM:
-                pairs = ((n, v, 32) for n, v in self.raw_entries(2))
-            else:
-                pairs = ((n, lo | hi << 32, 64) for n, lo, hi in self.raw_entries(3))
-            self._entries = tuple(
-                Enumerator(name(n), v - (1 << bits) if self.kflag and v >> (bits - 1) else v)
-                for n, v, bits in pairs
-            )
-        return self._entries  # type: ignore[return-value]
-
-    @property
-    def params(self) -> tuple[Param, ...]:
-        """Parameters of a function prototype; () for other kinds."""
-        if self.kind != KIND_FUNC_PROTO:
-            return ()
-        if self._entries is None:
-            name = self.btf.name
-            self._entries = tuple(Param(name(n), t) for n, t in self.raw_entries(2))
-        return self._entries  # type: ignore[return-value]
-
-    @property
-    def variables(self) -> tuple[SecVar, ...]:
-        """Variables of a DATASEC; () for other kinds."""
-        if self.kind != KIND_DATASEC:
-            return ()
-        return tuple(SecVar(*entry) for entry in self.raw_entries(3))
-
-    @property
-    def array(self) -> ArrayInfo:
-        """Element type, index type and length of an array."""
-        if self.kind != KIND_ARRAY:
-            raise UsageError(f"type [{self.id}] is a {self.kind_name}, not an array")
-        return ArrayInfo(*self.btf.words[self.pos + 3 : self.pos + 6])
-
-    @property
-    def int_encoding(self) -> int:
-        """Encoding bits of an int: 1 signed, 2 char, 4 bool; 0 for other kinds."""
-        return (self.btf.words[self.pos + 3] >> 24) & 0xF if self.kind == KIND_INT else 0
-
-    @property
-    def int_offset(self) -> int:
-        """Bit offset of an int inside its storage (only pre-kflag bit-fields have one)."""
-        return (self.btf.words[self.pos + 3] >> 16) & 0xFF if self.kind == KIND_INT else 0
-
-    @property
-    def int_bits(self) -> int:
-        """Number of bits of an int."""
-        return self.btf.words[self.pos + 3] & 0xFF if self.kind == KIND_INT else 0
-
-    @property
-    def signed(self) -> bool:
-        """True for a signed int and for an enum with negative values."""
-        return bool(self.int_encoding & 1) or (self.kind in ENUM_KINDS and self.kflag)
-
-    @property
-    def linkage(self) -> int:
-        """Of a VAR or FUNC: 0 static, 1 global, 2 extern."""
-        if self.kind == KIND_VAR:
-            return self.btf.words[self.pos + 3]
-        return self.vlen if self.kind == KIND_FUNC else 0
-
-    @property
-    def component(self) -> int:
-        """Of a DECL_TAG: index of the member or parameter it marks, -1 for the whole type."""
-        if self.kind != KIND_DECL_TAG:
-            return -1
-        value = self.btf.words[self.pos + 3]
-        return value - (1 << 32) if value >> 31 else value
 
 
 class Btf:
@@ -329,7 +93,6 @@ class Btf:
         self._walk = scan.Walk(self.words, self.kind_words, name)
         self._types: dict[int, Type] = {}
         self._names: dict[int, str] = {}
-        self._ids_by_name: dict[str, list[int]] | None = None
         self._candidates: dict[str, tuple[int, ...]] = {}
         self._by_name: dict[str, tuple[int, ...]] = {}
 
@@ -368,8 +131,15 @@ class Btf:
 
     @classmethod
     def vmlinux(cls) -> Btf:
-        """The running kernel's BTF (CONFIG_DEBUG_INFO_BTF). Raises FormatError, OSError."""
-        return cls.open(f"{SYSFS}/vmlinux", name="vmlinux")
+        """The running kernel's BTF (CONFIG_DEBUG_INFO_BTF). Raises FormatError, OSError.
+
+        It cannot change, so that a process has one: what was looked up stays known (some
+        100 KB; the data itself belongs to the kernel where it can be mapped).
+        """
+        global _vmlinux
+        if _vmlinux is None:
+            _vmlinux = cls.open(f"{SYSFS}/vmlinux", name="vmlinux")
+        return _vmlinux
 
     @classmethod
     def module(cls, name: str, vmlinux: Btf) -> Btf:
@@ -484,7 +254,7 @@ class Btf:
         for _ in range(_MAX_SIZE_DEPTH):
             found = self.type(type_id)
             kind = found.kind
-            if kind in _SIZED:
+            if kind in SIZED:
                 total = elements * found.size_or_type
             elif kind == KIND_PTR:
                 total = elements * self.ptr_size
@@ -560,18 +330,17 @@ class Btf:
         offsets: dict[int, None] = {}
         for name in dict.fromkeys(exact + flavours):
             offsets.update(dict.fromkeys(self._name_offsets(name, name in flavours)))
-        hits = self._ids_of(offsets)
-        for name in exact:
-            self._by_name[name] = ()
-        for name in flavours:
-            self._candidates[name] = ()
-        for type_id, offset in hits:
+        by_name: dict[str, list[int]] = {name: [] for name in exact}
+        candidates: dict[str, list[int]] = {name: [] for name in flavours}
+        for type_id, offset in self._ids_of(offsets):
             text = self.name(offset)
-            if text in self._by_name and text in exact:
-                self._by_name[text] += (type_id,)
+            if text in by_name:
+                by_name[text].append(type_id)
             essential = essential_name(text)
-            if essential in flavours:
-                self._candidates[essential] += (type_id,)
+            if essential in candidates:
+                candidates[essential].append(type_id)
+        self._by_name.update((name, tuple(ids)) for name, ids in by_name.items())
+        self._candidates.update((name, tuple(ids)) for name, ids in candidates.items())
 
     def _name_offsets(self, name: str, flavours: bool) -> list[int]:
         """String offsets, the base's included, of ``name`` and if wanted of its flavours."""
@@ -596,3 +365,6 @@ class Btf:
             (index + self.start_id, offset)
             for index, offset in self._walk.named(offsets)
         ]
+
+
+_vmlinux: Btf | None = None

@@ -7,6 +7,7 @@ Python a record as possible. Memory: 2 bytes a record walked past, and one chunk
 
 from __future__ import annotations
 
+import _thread
 import mmap
 import sys
 from array import array
@@ -44,6 +45,7 @@ class Walk:
         self.end = len(words)
         self.count = 0  # records walked past
         self._next = 0
+        self._lock = _thread.allocate_lock()
         self._kind_words = kind_words
         # Info word → words of the whole record; a few hundred different ones occur.
         self._sizes: dict[int, int] = {}
@@ -82,7 +84,12 @@ class Walk:
         return -1
 
     def _step(self) -> None:
-        """Walk through one chunk more."""
+        """Walk through one chunk more. Threads may share a walk: vmlinux has one."""
+        with self._lock:
+            if self._next < self.end:
+                self._walk_chunk()
+
+    def _walk_chunk(self) -> None:
         base = self._next
         end = min(base + _CHUNK, self.end)
         # From the second word on: info[at] is then the info word of the record at ``at``.

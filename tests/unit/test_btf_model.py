@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import random
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -315,16 +316,40 @@ def compare(btf: Btf, rows: list[object]) -> None:
 
 @needs_vmlinux
 def test_vmlinux_is_walked_no_further_than_needed() -> None:
-    btf = Btf.vmlinux()
+    assert Btf.vmlinux() is Btf.vmlinux()
+    btf = Btf.open(str(VMLINUX))
     (task,) = btf.find("task_struct", KIND_STRUCT)
     assert "pid" in btf.type(task).member_names
     walked = btf._walk.count
     assert walked <= task + scan._CHUNK // 3
     assert btf.count > 10_000
     assert btf.find("task_struct", KIND_STRUCT) == [task]
-    whole = Btf.vmlinux()
+    whole = Btf.open(str(VMLINUX))
     assert whole.count == btf.count
     assert whole.find("task_struct", KIND_STRUCT) == [task]
+
+
+def test_threads_may_share_a_btf() -> None:
+    w = BtfWriter()
+    last = w.add_int("int", 4)
+    for i in range(60_000):
+        last = w.add_typedef(f"t{i % 50}", last)
+    data = w.build()
+    for _ in range(5):
+        btf = Btf.parse(data)
+        found: list[tuple[int, ...]] = []
+
+        def look(btf: Btf, found: list[tuple[int, ...]]) -> None:
+            found.append(btf.candidates("t7"))
+
+        threads = [threading.Thread(target=look, args=(btf, found)) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert len(set(found)) == 1
+        assert len(found[0]) == 1200
+        assert btf.count == last + 1
 
 
 @needs_vmlinux
