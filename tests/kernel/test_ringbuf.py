@@ -114,12 +114,14 @@ def test_a_full_ring_refuses_and_recovers(prefix: str) -> None:
 
 
 def test_discarded_records_are_counted_not_given(prefix: str) -> None:
-    with run(the_plan(prefix, ("d", discard()), ("o", output(8)))) as obj:
-        with RingBuffer(obj.maps[f"{prefix}_r"]) as ring:
-            assert send(obj.programs[f"{prefix}_d"], 0) == 0
-            assert send(obj.programs[f"{prefix}_o"], 9) == 0
-            assert ring.read() == [struct.pack("=Q", 9)]
-            assert ring.discarded == 1
+    with (
+        run(the_plan(prefix, ("d", discard()), ("o", output(8)))) as obj,
+        RingBuffer(obj.maps[f"{prefix}_r"]) as ring,
+    ):
+        assert send(obj.programs[f"{prefix}_d"], 0) == 0
+        assert send(obj.programs[f"{prefix}_o"], 9) == 0
+        assert ring.read() == [struct.pack("=Q", 9)]
+        assert ring.discarded == 1
 
 
 def test_waiting_is_ended_by_a_record(prefix: str) -> None:
