@@ -59,7 +59,11 @@ def test_ratios_are_times_with_the_policy_over_without() -> None:
 
 def test_guest_report() -> None:
     result = json.loads(json.dumps(digest(_raw())))
-    result["boot"] = {"kernel_ms": 1500.0, "steps": [[12.5, "armed: 13 programs"]]}
+    result["boot"] = {
+        "kernel_ms": 1500.0,
+        "said": [[12.5, "armed: 13 programs"]],
+        "begun": [[2.0, "load"], [7.5, "arm"]],
+    }
     text = guest_text({"7.3": result})
     assert "lane 7.3: Linux 7.3.4-test" in text
     assert "counts instructions" in text
@@ -68,4 +72,7 @@ def test_guest_report() -> None:
     assert lines["fsaccess_status"] == ["fsaccess_status", "0"]
     assert lines["interpreter"] == ["interpreter", "import", "bpf(2)", "end"]
     assert lines["armed:"][-1] == "12.5"
+    assert lines["load"] == ["load", "5.50"]
+    assert lines["arm"] == ["arm", "5.00"]
+    assert lines["of"][-2:] == ["1", "2.00"]
     assert lines["MapCreate"] == ["MapCreate", "2", "4.00"]

@@ -15,7 +15,8 @@ from tools.guest.lanes import lane_of
 __all__ = ["boot_times"]
 
 #: PID 1 of the initramfs: takes the time before anything else, then is `restrict init`. What it
-#: writes into the kernel's log tells how the log's clock and its own stand to each other.
+#: writes into the kernel's log tells how the log's clock and its own stand to each other, and
+#: when each step began.
 _INIT = b"""\
 #!/usr/bin/python3 -BIS
 import time
@@ -27,8 +28,16 @@ os.environ["PATH"] = "/usr/bin"
 from restrict import init
 init.mount_basics()
 log = os.open("/dev/kmsg", os.O_WRONLY)
+os.set_inheritable(log, False)
 os.write(log, b"<6>bench: first %d now %d" % (first, time.monotonic_ns()))
-os.close(log)
+
+class State(init._State):
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "step":
+            os.write(log, b"<6>bench: step %d %s" % (time.monotonic_ns() - first, value.encode()))
+
+init._State = State
 from restrict.cli import main
 sys.exit(main(["init", "/etc/restrict/init.conf"]))
 """

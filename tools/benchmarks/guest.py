@@ -155,6 +155,7 @@ def digest(raw: Mapping[str, Any]) -> dict[str, Any]:
         "phases": raw["phases"],
         "enable_ms": {name: summarise(values).json() for name, values in raw["enable_ms"].items()},
         "operations": _by_kind(raw["operations"]),
+        "programs": {name: took for kind, name, took in raw["operations"] if kind == "ProgLoad"},
         "rates": rates,
         "hooks": raw["hooks"],
     }

@@ -184,7 +184,8 @@ def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
         [
             [kind, f"{row['count']:.0f}", number(row["ms"])]
             for kind, row in result["operations"].items()
-        ],
+        ]
+        + [[f"of these, {name}", "1", number(took)] for name, took in result["programs"].items()],
     )
     steps = result["enable_ms"]
     total = sum(_summary(value).median for value in steps.values())
@@ -223,8 +224,16 @@ def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
         f"Early boot by restrict init (the kernel alone: {number(boot['kernel_ms'])} ms): ms since "
         "the first line of /init\n"
         + render(
-            ["what it said", "ms"], [[text[:90], number(took)] for took, text in boot["steps"]]
+            ["what it said", "ms"], [[text[:90], number(took)] for took, text in boot["said"]]
         )
+    )
+    ends = [*(time for time, _ in boot["begun"][1:]), boot["said"][-1][0]]
+    yield "Its steps, ms of each\n" + render(
+        ["step", "ms"],
+        [
+            [name, number(max(0.0, end - start))]
+            for (start, name), end in zip(boot["begun"], ends, strict=True)
+        ],
     )
 
 

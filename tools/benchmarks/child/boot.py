@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Runs in the guest after `restrict init`: reads from the kernel's log when it said what.
 
-Prints "RESULT {"kernel_ms": …, "steps": [[ms since the first line of /init, text], …]}".
+Prints "RESULT {"kernel_ms": …, "said": [[ms since the first line of /init, text], …],
+"begun": [[ms, step], …]}".
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ def main() -> None:
     _, _, first, _, now = mark.split()
     # The log's clock and CLOCK_MONOTONIC start at different moments of the boot.
     origin = stamp - (int(now) - int(first)) / 1e6
-    steps = [
+    said_at = [
         (time - origin, text.removeprefix("restrict: "))
         for time, text in said
         if text.startswith("restrict: ")
     ]
-    print("RESULT " + json.dumps({"kernel_ms": origin, "steps": steps}), flush=True)
+    begun = []
+    for _time, text in said:
+        if text.startswith("bench: step "):
+            nanoseconds, step = text.removeprefix("bench: step ").split(" ", 1)
+            begun.append((int(nanoseconds) / 1e6, step))
+    result = {"kernel_ms": origin, "said": said_at, "begun": begun}
+    print("RESULT " + json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
