@@ -42,7 +42,17 @@ from pybpf.btf.types import (
 )
 from pybpf.errors import FormatError, UsageError
 
-__all__ = ["ArrayInfo", "Btf", "Enumerator", "Member", "Param", "SecVar", "Type", "essential_name"]
+__all__ = [
+    "SYSFS",
+    "ArrayInfo",
+    "Btf",
+    "Enumerator",
+    "Member",
+    "Param",
+    "SecVar",
+    "Type",
+    "essential_name",
+]
 
 SYSFS = "/sys/kernel/btf"
 

@@ -13,11 +13,12 @@ an enum64 of the kernel there; with libbpf and here it does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybpf.btf.consts import ENUM_KINDS, KIND_ARRAY, KIND_ENUM64, KIND_INT, KIND_PTR, kind_name
-from pybpf.btf.model import Btf, Type, essential_name
+from pybpf.btf.model import SYSFS, Btf, Type, essential_name
 from pybpf.errors import FormatError, RelocationError
 from pybpf.reloc import core_spec as cs
 from pybpf.reloc.core_patch import POISON, Value, patch
@@ -49,6 +50,14 @@ class CoreTarget:
         self._vmlinux = vmlinux
         self._modules = modules
 
+    @classmethod
+    def running(cls) -> CoreTarget:
+        """The running kernel, its BTF opened and its modules listed when needed.
+
+        Reading either then raises FormatError or OSError.
+        """
+        return cls(Btf.vmlinux, _running_modules)
+
     @property
     def vmlinux(self) -> Btf:
         """The kernel's own BTF."""
@@ -64,6 +73,12 @@ class CoreTarget:
         if callable(self._modules):
             self._modules = self._modules()
         return self._modules
+
+
+def _running_modules() -> Mapping[str, Btf]:
+    vmlinux = Btf.vmlinux()
+    names = sorted(name for name in os.listdir(SYSFS) if name != "vmlinux")
+    return {name: Btf.module(name, vmlinux) for name in names}
 
 
 class Candidate(NamedTuple):
