@@ -34,6 +34,7 @@ __all__ = ["SOCKET", "Server", "connect", "spawn", "wait_signals"]
 
 SOCKET = "/run/restrict/events"
 _HISTORY = 1024
+_QUEUE = 2 * _HISTORY
 _CLIENTS = 32
 _SIGNALS = (1, 2, 15)  # SIGHUP, SIGINT, SIGTERM
 _SIG_BLOCK = 0
@@ -41,23 +42,38 @@ _SFD_CLOEXEC = os.O_CLOEXEC
 
 
 class _Client:
-    __slots__ = ("lost", "socket")
+    """A connection with what is still to be sent on it."""
 
-    def __init__(self, socket: _socket.socket) -> None:
+    __slots__ = ("lost", "queue", "socket")
+
+    def __init__(self, socket: _socket.socket, history: list[bytes]) -> None:
         self.socket = socket
+        self.queue = [*history, b"live"]
         self.lost = 0
 
-    def send(self, data: bytes) -> bool:
-        """False if the client is gone; a full buffer counts a lost event instead."""
-        try:
-            if self.lost:
-                self.socket.send(f"lost {self.lost}".encode())
-                self.lost = 0
-            self.socket.send(data)
-        except BlockingIOError:
+    def push(self, data: bytes) -> None:
+        """Queue a record; a client that reads too slowly loses it, and is told how many."""
+        if len(self.queue) >= _QUEUE:
             self.lost += 1
+            return
+        if self.lost:
+            self.queue.append(f"lost {self.lost}".encode())
+            self.lost = 0
+        self.queue.append(data)
+
+    def flush(self) -> bool:
+        """Send what the socket takes now; False if the client is gone."""
+        sent = 0
+        try:
+            for data in self.queue:
+                self.socket.send(data)
+                sent += 1
+        except BlockingIOError:
+            pass
         except OSError:
             return False
+        finally:
+            del self.queue[:sent]
         return True
 
 
@@ -137,14 +153,18 @@ class Server:
             client.close()
             return
         client.setblocking(False)
-        held = _Client(client)
-        for record in self._history:
-            held.send(record)
-        if not held.send(b"live"):
-            client.close()
-            return
-        self._clients[fd] = held
-        self._poll.register(fd, 0)  # POLLHUP and POLLERR are reported unasked
+        self._clients[fd] = _Client(client, self._history)
+        self._poll.register(fd, 0)
+        self._send(fd)
+
+    def _send(self, fd: int) -> None:
+        """Send what can be sent, and be told when the rest can; POLLHUP and POLLERR are
+        reported unasked."""
+        client = self._clients[fd]
+        if client.flush():
+            self._poll.modify(fd, select.POLLOUT if client.queue else 0)
+        else:
+            self._drop(fd)
 
     def _drop(self, fd: int) -> None:
         client = self._clients.pop(fd, None)
@@ -157,8 +177,8 @@ class Server:
         if len(self._history) > _HISTORY:
             del self._history[: _HISTORY // 4]
         for fd, client in list(self._clients.items()):
-            if not client.send(data):
-                self._drop(fd)
+            client.push(data)
+            self._send(fd)
 
     def run(self, stop_fd: int = -1, seen: Callable[[Event], None] | None = None) -> None:
         """Serve until ``stop_fd`` is readable (-1: for ever)."""
@@ -181,6 +201,8 @@ class Server:
                         self._reader.read(consume)
                     elif mask & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
                         self._drop(fd)
+                    elif fd in self._clients:
+                        self._send(fd)
         finally:
             if stop_fd >= 0:
                 self._poll.unregister(stop_fd)

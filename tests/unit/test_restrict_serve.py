@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,20 @@ class Running:
 
     def __init__(self, ring: maps.Map, path: Path) -> None:
         self.server = serve.Server(ring.fileno(), str(path))
+        # The tests publish from another thread than the one that serves; a Server alone has one.
+        lock = threading.RLock()
+        for name in ("_accept", "_drop", "_publish", "_send"):
+            setattr(self.server, name, self._locked(lock, getattr(self.server, name)))
         self.reader, self.writer = os.pipe()
         self.thread = threading.Thread(target=self.server.run, args=(self.reader,))
+
+    @staticmethod
+    def _locked(lock: Any, function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object) -> None:
+            with lock:
+                function(*arguments)
+
+        return call
 
     def __enter__(self) -> serve.Server:
         self.thread.start()
@@ -67,6 +80,16 @@ def test_history_then_end(ring: maps.Map, tmp_path: Path) -> None:
         assert got == [record(7), record(8)]
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
+
+
+def test_a_history_that_no_socket_buffer_holds(ring: maps.Map, tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with Running(ring, path) as server:
+        for i in range(1000):
+            server._publish(record(i))
+        got: list[bytes | int] = []
+        assert serve.connect(lambda x: bool(got.append(x)) or True, follow=False, path=str(path))
+        assert got == [record(i) for i in range(1000)]
 
 
 def test_following_until_the_reader_ends(ring: maps.Map, tmp_path: Path) -> None:
@@ -117,6 +140,9 @@ def test_a_slow_client_is_told_what_it_lost(ring: maps.Map, tmp_path: Path) -> N
             time.sleep(0.01)
             server._publish(record(sent))
             sent += 1
+        while held.queue:
+            time.sleep(0.01)
+            server._send(held.socket.fileno())
     client.join(10)
     lost = sum(item for item in got if isinstance(item, int))
     assert lost >= 1
