@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from .errors import GuestError
 from .lanes import LANES, lane_of
 from .machine import Guest
 from .packages import kernel, toolbox
+from .trees import small_system, system_tree
 
 __all__ = ["main"]
 
@@ -58,12 +60,18 @@ def _guest(arguments: argparse.Namespace, files: dict[str, bytes]) -> Guest:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
-    toolbox(refresh=arguments.refresh)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        tools = pool.submit(toolbox, refresh=arguments.refresh)
+        kernels = [pool.submit(kernel, lane, refresh=arguments.refresh) for lane in LANES.values()]
+        trees = [pool.submit(tree, tools.result()) for tree in (system_tree, small_system)]
+        for fetched in kernels:
+            fetched.result()
+        for built in trees:
+            built.result()
     for lane in LANES.values():
-        kernel(lane, refresh=arguments.refresh)
-        print(f"{lane.name}: {kernel(lane).release}")
         with tempfile.TemporaryDirectory() as folder:
             Guest(lane).command(Path(folder), {"mode": "script"})
+        print(f"{lane.name}: {kernel(lane).release}")
     print(f"{cache_root()}: ready in {time.monotonic() - start:.1f} s")
     return 0
 

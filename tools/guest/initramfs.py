@@ -34,7 +34,7 @@ def base_segment(tools: Toolbox, lane: Lane, kernel: Kernel) -> Path:
     """
     small = small_system(tools)
     modules = [name for name, _ in module_list(lane, kernel)]
-    key = content_hash([_FORMAT, small.name, kernel.release, *modules])
+    key = content_hash([_FORMAT, small.name, kernel.identity, *modules])
 
     def build(folder: Path) -> None:
         archive = Archive()

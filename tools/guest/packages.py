@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import lzma
 import re
+import shutil
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -69,6 +70,11 @@ class Toolbox:
             str(folder) for folder in (libraries, libraries / "pulseaudio", tree / "usr/lib")
         )
 
+    @property
+    def identity(self) -> str:
+        """A hash over the versions of all packages: for what is made from them."""
+        return content_hash([self.tree.name, (self.tree / "manifest.json").read_bytes()])
+
     def command(self, program: str, *arguments: str) -> list[str]:
         """The command that runs *program* (``mkfs.erofs``) with its own libraries."""
         for folder in ("usr/bin", "usr/sbin"):
@@ -118,7 +124,9 @@ def toolbox(refresh: bool = False) -> Toolbox:
     """The unpacked tools, fetched on first use."""
     key = content_hash([_FORMAT, *_TOOL_PACKAGES])
     target = cache_root() / f"tools-{key}"
-    if target.is_dir() and not refresh:
+    if refresh:
+        shutil.rmtree(target, ignore_errors=True)
+    if target.is_dir():
         return Toolbox(target)
 
     def build(tree: Path) -> None:
@@ -156,6 +164,7 @@ class Kernel:
         self.tree = tree
         self.image = tree / "vmlinuz"
         self.release = (tree / "release").read_text().strip()
+        self.identity = content_hash([tree.name, (tree / "manifest.json").read_bytes()])
         self._modules = {
             path.name.split(".ko")[0].replace("-", "_"): path
             for path in (tree / "modules").rglob("*.ko*")
@@ -212,11 +221,13 @@ def _depends(module: bytes) -> list[str]:
 def kernel(lane: Lane, refresh: bool = False) -> Kernel:
     """The kernel of *lane*, fetched on first use."""
     target = cache_root() / f"kernel-{lane.name}-{content_hash([_FORMAT, lane.suite])}"
-    if target.is_dir() and not refresh:
+    if refresh:
+        shutil.rmtree(target, ignore_errors=True)
+    if target.is_dir():
         return Kernel(target)
 
     def build(tree: Path) -> None:
-        world = World(lane.suite, ("trixie",) if lane.suite == "trixie" else ("trixie", lane.suite))
+        world = World("kernels", ("trixie", "trixie-backports"))
         world.update(force=refresh)
         wanted = re.compile(rf"^linux-image-{re.escape(lane.series)}\.\d+.*-cloud-amd64$")
         names = [name for name in world.names(f"linux-image-{lane.series}.") if wanted.match(name)]
@@ -260,7 +271,7 @@ def uncompressed(tools: Toolbox, kernel: Kernel) -> Path:
     payload = data[start + offset : start + offset + length]
     if payload[:4] != b"\x28\xb5\x2f\xfd":
         return kernel.image
-    target = kernel.tree.with_name(f"vmlinux-{kernel.tree.name}")
+    target = cache_root() / f"vmlinux-{kernel.identity}"
 
     def build(folder: Path) -> None:
         # The last four bytes are the length of the decompressed kernel.

@@ -125,7 +125,7 @@ def _stdlib(tools: Toolbox, tree: Path) -> None:
 
 def system_tree(tools: Toolbox) -> Path:
     """The root of the guest: CPython with its library, busybox, bpftool, strace, pytest."""
-    target = cache_root() / f"system-{content_hash([_FORMAT, tools.tree.name])}"
+    target = cache_root() / f"system-{content_hash([_FORMAT, tools.identity])}"
 
     def build(tree: Path) -> None:
         _skeleton(tree)
@@ -166,7 +166,7 @@ def _applets(tree: Path) -> None:
 
 def small_system(tools: Toolbox) -> Path:
     """What the initramfs holds of the system: CPython, byte code only, and busybox."""
-    target = cache_root() / f"small-{content_hash([_FORMAT, tools.tree.name])}"
+    target = cache_root() / f"small-{content_hash([_FORMAT, tools.identity])}"
 
     def build(tree: Path) -> None:
         _skeleton(tree)
