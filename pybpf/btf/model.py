@@ -40,7 +40,7 @@ from pybpf.btf.types import (
     Type,
     essential_name,
 )
-from pybpf.errors import FormatError, UsageError
+from pybpf.errors import FormatError, PybpfError, UsageError
 
 __all__ = [
     "SYSFS",
@@ -65,6 +65,7 @@ _MAX_CHAIN = 512
 # libbpf's bound on the depth of a size (MAX_RESOLVE_DEPTH).
 _MAX_SIZE_DEPTH = 32
 _CACHE = 4096
+_PYBUF_READ = 0x100  # PyBUF_READ (Include/pybuffer.h)
 
 
 class Btf:
@@ -144,11 +145,11 @@ class Btf:
         """The running kernel's BTF (CONFIG_DEBUG_INFO_BTF). Raises FormatError, OSError.
 
         It cannot change, so that a process has one: what was looked up stays known (some
-        100 KB; the data itself belongs to the kernel where it can be mapped).
+        100 KB; the data itself belongs to the kernel where it can be mapped). No fd stays open.
         """
         global _vmlinux
         if _vmlinux is None:
-            _vmlinux = cls.open(f"{SYSFS}/vmlinux", name="vmlinux")
+            _vmlinux = cls.parse(_map_for_good(f"{SYSFS}/vmlinux"), name="vmlinux")
         return _vmlinux
 
     @classmethod
@@ -378,3 +379,35 @@ class Btf:
 
 
 _vmlinux: Btf | None = None
+
+
+def _map_for_good(path: str) -> memoryview | bytes:
+    """Map a file for the rest of the process, else read it. Raises OSError.
+
+    Not by the mmap module, which keeps an fd as long as the mapping (up to Python 3.12).
+    """
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size and sys.implementation.name == "cpython":
+            from ctypes import c_int, c_ssize_t, c_void_p, py_object, pythonapi
+
+            from pybpf.sys import syscalls
+
+            try:
+                # sysfs allows it since v6.16 (private and read-only, nothing else)
+                address = syscalls.syscall(
+                    "mmap", 0, size, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0
+                )
+            except PybpfError:
+                address = 0
+            if address:
+                view = pythonapi.PyMemoryView_FromMemory
+                view.restype = py_object
+                view.argtypes = (c_void_p, c_ssize_t, c_int)
+                found = view(address, size, _PYBUF_READ)
+                assert isinstance(found, memoryview)
+                return found
+        chunks = []
+        while chunk := file.read(1 << 20):
+            chunks.append(chunk)
+        return b"".join(chunks)

@@ -22,10 +22,12 @@ __all__ = ["Walk", "find_all"]
 # Words a chunk: positions in a chunk fit 16 bits, and the chunk fits the cache.
 _CHUNK = 1 << 15
 # From this many names on, one pass over the records is cheaper than a search for each name.
-_MANY = 4
-_LITTLE = sys.byteorder == "little"
-# The byte of the info word that holds the kind, counted from the record's first byte.
-_KIND_BYTE = 7 if _LITTLE else 4
+_MANY = 8
+# Words searched at a time.
+_SEARCHED = 1 << 18
+# Places of bytes, in the machine's order: the two low ones of a word; the one of the info word,
+# counted from the record's first byte, that holds the kind.
+_LOW, _MIDDLE, _KIND_BYTE = (0, 1, 7) if sys.byteorder == "little" else (3, 2, 4)
 
 
 class Walk:
@@ -157,27 +159,22 @@ class Walk:
         words = self.words
         assert isinstance(words, memoryview)
         found: list[int] = []
-        data = words.cast("B")
-        step = 4 * _CHUNK * 8
-        for start in range(0, len(data), step):
-            # The record's first word lies in the chunk, its second perhaps behind it.
-            piece = data[start : start + step + 4].tobytes()
+        for start in range(0, self.end, _SEARCHED):
+            piece = words[start : start + _SEARCHED].tobytes()
+            kinds = words.cast("B")[4 * start + _KIND_BYTE : 4 * (start + _SEARCHED) + 8 : 4]
+            # One byte of each word, so that a hit is aligned and the search is memchr().
+            planes = (piece[_LOW::4], piece[_MIDDLE::4])
             for offset in offsets:
-                pattern = array("I", (offset,)).tobytes()
-                # Backwards and without the top byte, which is zero in half of all words: twice
-                # as fast as find() of the whole word.
-                part = pattern[:3] if _LITTLE and not offset >> 24 else pattern
-                at = piece.rfind(part)
+                plane, byte = min(
+                    zip(planes, (offset & 0xFF, offset >> 8 & 0xFF), strict=True),
+                    key=lambda pair: pair[0].count(pair[1]),
+                )
+                at = plane.find(byte)
                 while at >= 0:
-                    if (
-                        at & 3 == 0
-                        and at + 8 <= len(piece)
-                        and piece[at + _KIND_BYTE] & KIND_MASK
-                        and piece[at : at + 4] == pattern
-                    ):
-                        found.append((start + at) >> 2)
-                    at = piece.rfind(part, 0, at + len(part) - 1)
-        found = sorted(set(found))
+                    if words[start + at] == offset and at < len(kinds) and kinds[at] & KIND_MASK:
+                        found.append(start + at)
+                    at = plane.find(byte, at + 1)
+        found.sort()
         hits = ((self.index_at(position), position) for position in found)
         return [(index, words[position]) for index, position in hits if index >= 0]
 

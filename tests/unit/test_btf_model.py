@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import struct
 import threading
@@ -316,7 +317,10 @@ def compare(btf: Btf, rows: list[object]) -> None:
 
 @needs_vmlinux
 def test_vmlinux_is_walked_no_further_than_needed() -> None:
+    fds = set(os.listdir("/proc/self/fd"))
     assert Btf.vmlinux() is Btf.vmlinux()
+    assert Btf.vmlinux().raw() == VMLINUX.read_bytes()
+    assert set(os.listdir("/proc/self/fd")) == fds
     btf = Btf.open(str(VMLINUX))
     (task,) = btf.find("task_struct", KIND_STRUCT)
     assert "pid" in btf.type(task).member_names
