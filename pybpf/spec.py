@@ -97,6 +97,7 @@ class MapSpec:
     data: initial contents of a data map (.data, .rodata, .bss, .kconfig …), else None;
     section: the ELF section it comes from. frozen: BPF_MAP_FREEZE after filling.
     initial: (key, value) pairs to fill in; a str value names a map or a program.
+    struct_ops: a kernel struct with programs in it; members: (member, program) of it.
     pin: 0 none, 1 LIBBPF_PIN_BY_NAME. max_entries 0 in a perf event array: number of CPUs.
     """
 
@@ -120,6 +121,7 @@ class MapSpec:
     kernel_name: str | None = None
     autocreate: bool = True
     struct_ops: bool = False
+    members: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,11 @@ class ObjectSpec:
         if name not in self.maps:
             raise UsageError(f"there is no map {name!r}; maps: {', '.join(self.maps)}")
         changed = _changed(self.maps[name], "map", name, changes)
-        if "max_entries" in changes and changed.data is not None and changed.max_entries != 1:
+        if (
+            "max_entries" in changes
+            and changed.data is not None
+            and not (changed.struct_ops or changed.max_entries == 1)
+        ):
             raise UsageError("a data map has one entry, which holds all its variables", map=name)
         return replace(self, maps={**self.maps, name: changed})
 

@@ -20,6 +20,7 @@ from pybpf.btf.model import Btf
 from pybpf.compiler import attach, maps
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.programs import ProgramCompiler
+from pybpf.compiler.struct_ops import fit
 from pybpf.compiler.target import Target
 from pybpf.elf.fixup import loadable
 from pybpf.errors import CompileError, FormatError, PybpfError, UsageError
@@ -27,6 +28,7 @@ from pybpf.plan import ops
 from pybpf.plan.kconfig import contents
 from pybpf.reloc.externs import Resolved, kconfig_values, resolve
 from pybpf.spec import ExternSpec, ObjectSpec
+from pybpf.sys import abi
 
 __all__ = ["compile", "compile_alternatives"]
 
@@ -127,7 +129,52 @@ class _Compiled:
         self.in_python = relocate == "python"
         self.places = places
         self.pin_root = pin_root
-        self.spec = spec
+        # Its layout is the kernel's, and the kernel does not relocate it: decided here.
+        self.struct_ops = fit(spec, self.target)
+        self.spec = self.struct_ops.spec
+
+    def _value_symbols(self) -> tuple[list[SymbolRequest], dict[str, int]]:
+        """Lookups of the kernel's types of struct_ops maps, and map → symbol."""
+        for error in self.struct_ops.errors.values():
+            raise error.at(object=self.spec.path or self.spec.name)
+        requests: list[SymbolRequest] = []
+        symbols = {}
+        for name, fitted in self.struct_ops.maps.items():
+            if not self.spec.maps[name].flags & abi.BPF_F_LINK:
+                raise CompileError(
+                    "a struct_ops variable without a link would stay in force when its owner ends.",
+                    hint='Put it into SEC(".struct_ops.link") (Linux 6.4).',
+                    object=self.spec.path or self.spec.name,
+                    map=name,
+                )
+            request = (fitted.value_type, KIND_STRUCT, fitted.module, False)
+            requests.append(request)
+            symbols[name] = self.places.symbol(request)
+        return requests, symbols
+
+    def _whole(self, name: str) -> bool:
+        """Whether all programs of a struct_ops map are in the spec: one that was cut down to
+        verify a program alone has nothing to put into force."""
+        members = self.spec.maps[name].members
+        return all(program in self.spec.programs for _, program in members)
+
+    def _struct_ops_fill(self) -> list[ops.Op]:
+        loaded = set(self._loaded())
+        out: list[ops.Op] = []
+        for name, fitted in self.struct_ops.maps.items():
+            if not self._whole(name):
+                continue
+            places = tuple(
+                (offset, self.places.slot("program", program))
+                for program, offset, _ in fitted.programs
+                if program in loaded
+            )
+            out.append(
+                ops.StructOpsFill(
+                    map=self.places.slot("map", name), data=fitted.data, programs=places
+                )
+            )
+        return out
 
     def _kconfig(self) -> list[ops.Op]:
         """Filling the map of kconfig values: now, or by the executor where the Plan may run on
@@ -153,8 +200,11 @@ class _Compiled:
         if spec.btf is not None:
             btf = places.slot("btf", "")
             out.append(ops.BtfLoad(dst=btf, data=self._btf(), optional=self._btf_optional()))
+        requests, value_symbols = self._value_symbols()
+        if requests:
+            out.append(self._lookup(requests))
         try:
-            out += maps.create(spec, places, btf, self.pin_root)
+            out += maps.create(spec, places, btf, self.pin_root, value_symbols)
             out += maps.fill(spec, places)
             out += self._kconfig()
         except PybpfError as exc:
@@ -164,6 +214,7 @@ class _Compiled:
             out.append(self._lookup(lookups))
         out += loads
         out += maps.late_fill(spec, places, frozenset(self._loaded()))
+        out += self._struct_ops_fill()
         return out
 
     def _btf(self) -> bytes:
@@ -190,6 +241,11 @@ class _Compiled:
             self.target if self.in_python else None,
             self._resolver() if self.in_python else None,
             btf,
+            {
+                program: self.struct_ops.maps[name]
+                for program, name in self.struct_ops.users.items()
+                if name in self.struct_ops.maps
+            },
         )
         loads: list[ops.Op] = []
         lookups: list[SymbolRequest] = []
@@ -244,6 +300,17 @@ class _Compiled:
                 attaching.append(ops.When(condition=("module", program.when_module), then=(op,)))
             else:
                 attaching.append(op)
+        for name in filter(self._whole, self.struct_ops.maps):
+            links[name] = places.slot("link", name)
+            attaching.append(
+                ops.LinkCreate(
+                    dst=links[name],
+                    name=name,
+                    prog=places.slot("map", name),
+                    how="struct_ops",
+                    attach_type=abi.BPF_STRUCT_OPS,
+                )
+            )
         return ops.Plan(
             name=spec.name,
             slots=places.slots,

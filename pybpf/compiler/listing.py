@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pybpf.compiler.core import Bodies
+from pybpf.compiler.struct_ops import fit
 from pybpf.compiler.target import Target
 from pybpf.errors import PybpfError
 from pybpf.reloc.core import Outcome
@@ -93,6 +94,8 @@ def map_max_entries(spec: MapSpec) -> int:
 
 def listing(spec: ObjectSpec, target: Target) -> Listing:
     """Relocate every program for ``target``. A program's failure is kept with the program."""
+    struct_ops = fit(spec, target)
+    spec = struct_ops.spec
     maps = list(spec.maps.values())
     handles = {m.name: MAP_MARK | index for index, m in enumerate(maps)}
     resolved: dict[str, Resolved] = {}
@@ -108,6 +111,9 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
         entry = ProgramListing(program)
         out.append(entry)
         try:
+            unfit = struct_ops.errors.get(struct_ops.users.get(program.name, ""))
+            if unfit is not None:
+                raise unfit
             entry.linked = link(spec, program)
             numbers = [number for number, _ in entry.linked.functions]
             bodies, entry.outcomes = relocated.of(numbers)

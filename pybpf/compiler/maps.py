@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pybpf.compiler.places import Places
@@ -35,8 +36,17 @@ def needs_size(spec: MapSpec) -> bool:
     return spec.max_entries == 0 and spec.type not in _NO_SIZE
 
 
-def create(spec: ObjectSpec, places: Places, btf: int | None, pin_root: str | None) -> list[ops.Op]:
-    """Operations that create every map that is to be created, in the order of the file."""
+def create(
+    spec: ObjectSpec,
+    places: Places,
+    btf: int | None,
+    pin_root: str | None,
+    value_symbols: Mapping[str, int],
+) -> list[ops.Op]:
+    """Operations that create every map that is to be created, in the order of the file.
+
+    value_symbols: struct_ops map → symbol of its value's type in the kernel.
+    """
     out: list[ops.Op] = []
     for found in spec.maps.values():
         if not found.autocreate:
@@ -55,7 +65,9 @@ def create(spec: ObjectSpec, places: Places, btf: int | None, pin_root: str | No
                 "(with_map(name, inner=…)).",
                 map=found.name,
             )
-        out.append(_create(found, places.slot("map", found.name), btf, inner, pin_root))
+        made = _create(found, places.slot("map", found.name), btf, inner, pin_root)
+        made.value_symbol = value_symbols.get(found.name)
+        out.append(made)
     return out
 
 
@@ -96,6 +108,8 @@ def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
         if not found.autocreate or found.name == KCONFIG:
             continue
         slot = places.slot("map", found.name)
+        if found.struct_ops:
+            continue
         if found.type == abi.BPF_MAP_TYPE_ARENA:
             if found.data is not None and found.data.strip(b"\0"):
                 raise CompileError(

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_TYPEDEF
+from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_STRUCT, KIND_TYPEDEF
 from pybpf.btf.ext import pack_core_relos
 from pybpf.compiler.core import Bodies
 from pybpf.compiler.places import Places, SymbolRequest
+from pybpf.compiler.struct_ops import Fitted
 from pybpf.compiler.target import Target
 from pybpf.elf import sections
 from pybpf.errors import CompileError, RelocationError
@@ -56,7 +57,9 @@ class ProgramCompiler:
         target: Target | None,
         resolved: Callable[[ExternSpec], Resolved] | None,
         btf: int | None,
+        struct_ops: Mapping[str, Fitted] | None = None,
     ) -> None:
+        self.struct_ops = struct_ops or {}
         self.spec = spec
         self.places = places
         self.target = target
@@ -133,6 +136,8 @@ class ProgramCompiler:
                 hint="Switch it off (with_program(name, autoload=False)).",
                 target=program.attach_to or "a loaded program",
             )
+        if program.type == abi.BPF_PROG_TYPE_STRUCT_OPS:
+            return self._attach_struct_ops(program, requests)
         wanted = attach_symbol(program)
         if wanted is None:
             return 0, None
@@ -153,6 +158,22 @@ class ProgramCompiler:
                 return resolved.id, None
             module = resolved.module
         request = (name, kind, module, False)
+        requests.append(request)
+        return 0, self.places.symbol(request)
+
+    def _attach_struct_ops(
+        self, program: ProgramSpec, requests: list[SymbolRequest]
+    ) -> tuple[int, int | None]:
+        """As ``_attach``, for a program of a kernel struct: it names the struct's type."""
+        fitted = self.struct_ops.get(program.name)
+        if fitted is None:
+            raise CompileError(
+                "no struct_ops variable that is created uses it.",
+                hint="Switch it off (with_program(name, autoload=False)).",
+            )
+        if self.target is not None and fitted.module is None:
+            return fitted.type_id, None
+        request = (fitted.type, KIND_STRUCT, fitted.module, False)
         requests.append(request)
         return 0, self.places.symbol(request)
 

@@ -121,7 +121,6 @@ class Target:
         """Whether somebody gave a configuration, which then counts instead of the kernel's."""
         return self._config is not None
 
-
     def address(self, name: str) -> int:
         """Address of a symbol in /proc/kallsyms, 0 if there is none or it is hidden from us."""
         if not self.running:

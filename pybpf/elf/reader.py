@@ -15,6 +15,7 @@ from pybpf.elf.data import ARENA_SECTION, data_maps, kconfig_map, read_externs, 
 from pybpf.elf.functions import MapTable, read_functions, read_programs
 from pybpf.elf.image import STT_FUNC, ElfImage, Section
 from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
+from pybpf.elf.struct_ops import is_struct_ops, read_struct_ops
 from pybpf.errors import FormatError
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, VariableSpec
 from pybpf.sys import abi
@@ -80,6 +81,10 @@ def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
     _read_arena(image, maps, table)
     functions = read_functions(image, btf, ext, table, externs)
     _read_initial(image, definitions, maps, functions)
+    for spec in read_struct_ops(image, btf, functions):
+        if spec.name in maps:
+            raise image.error("there are two maps of this name.", map=spec.name)
+        maps[spec.name] = spec
     variables = read_variables(btf, table.data)
     for extern in externs.values():
         if extern.kind == "kconfig" and kconfig is not None:
@@ -215,6 +220,7 @@ def _notes(image: ElfImage) -> dict[str, object]:
             and not section.executable
             and section.size > 0
             and name not in _KNOWN
+            and not is_struct_ops(section)
             and not name.startswith((".BTF", ".debug", ".data", ".rodata", ".rel", ".note"))
         )
 

@@ -24,6 +24,7 @@ _KINDS = {
     _ops.MapFill: "it",
     _ops.KconfigFill: "it",
     _ops.MapFreeze: "i",
+    _ops.StructOpsFill: "ibt",
     _ops.ProgLoad: "isiiisibttIbibibiIiIis",
     _ops.LinkCreate: "isisi*it",
     _ops.Pin: "is",
@@ -134,6 +135,13 @@ def _kconfig_fill(_plan: _ops.Plan, op: _ops.KconfigFill, _: int) -> None:
             raise _bad(f"KconfigFill of {name!r} is {size} bytes at {offset} as {form!r}")
 
 
+def _struct_ops_fill(plan: _ops.Plan, op: _ops.StructOpsFill, _: int) -> None:
+    _tuples(op.programs, ((int,), (int,)), "StructOpsFill")
+    for offset, slot in op.programs:
+        if not 0 <= offset <= len(op.data) - 8 or not 0 <= slot < plan.slots:
+            raise _bad(f"StructOpsFill puts slot {slot} at byte {offset} of {len(op.data)}")
+
+
 def _prog_load(plan: _ops.Plan, op: _ops.ProgLoad, _: int) -> None:
     if not op.insns or len(op.insns) % 8:
         raise _bad(f"program {op.name!r} has {len(op.insns)} bytes of instructions")
@@ -177,6 +185,7 @@ def _when(plan: _ops.Plan, op: _ops.When, depth: int) -> None:
 _MORE: dict[type, Any] = {
     _ops.Lookup: _lookup, _ops.MapCreate: _map_create, _ops.MapFill: _map_fill,
     _ops.KconfigFill: _kconfig_fill,
+    _ops.StructOpsFill: _struct_ops_fill,
     _ops.ProgLoad: _prog_load, _ops.LinkCreate: _link, _ops.Pin: _pin, _ops.Choose: _choose,
     _ops.When: _when,
 }  # fmt: skip

@@ -119,6 +119,12 @@ def _kconfig_fill(op: _ops.KconfigFill, names: _Names) -> Iterator[str]:
         yield f"  [+{offset}] = {name}, {size} bytes, {form}{' (may be missing)' if weak else ''}"
 
 
+def _struct_ops_fill(op: _ops.StructOpsFill, names: _Names) -> Iterator[str]:
+    yield f"set {names.slot(op.map)}, {_bytes(op.data)}"
+    for offset, slot in op.programs:
+        yield f"  [+{offset}] = {names.slot(slot)}"
+
+
 def _map_freeze(op: _ops.MapFreeze, names: _Names) -> Iterator[str]:
     yield f"freeze {names.slot(op.map)}"
 
@@ -219,7 +225,7 @@ def _indented(operations: tuple[Any, ...], names: _Names, prefix: str) -> Iterat
 _HOW: dict[type, Callable[[Any, _Names], Iterator[str]]] = {
     _ops.BtfLoad: _btf_load, _ops.Lookup: _lookup, _ops.MapCreate: _map_create,
     _ops.MapFill: _map_fill, _ops.KconfigFill: _kconfig_fill, _ops.MapFreeze: _map_freeze,
-    _ops.ProgLoad: _prog_load,
+    _ops.ProgLoad: _prog_load, _ops.StructOpsFill: _struct_ops_fill,
     _ops.LinkCreate: _link_create, _ops.Pin: _pin, _ops.Choose: _choose, _ops.When: _when,
 }  # fmt: skip
 

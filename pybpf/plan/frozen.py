@@ -45,6 +45,7 @@ _ENTRY = struct.Struct("<BI")
 CLASSES: tuple[type, ...] = (
     _ops.Plan, _ops.BtfLoad, _ops.Lookup, _ops.MapCreate, _ops.MapFill, _ops.MapFreeze,
     _ops.ProgLoad, _ops.LinkCreate, _ops.Pin, _ops.Choose, _ops.When, _ops.KconfigFill,
+    _ops.StructOpsFill,
 )  # fmt: skip
 _LIMIT = 1 << 30  # no bundle is larger than this
 

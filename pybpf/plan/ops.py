@@ -34,6 +34,7 @@ __all__ = [
     "Pin",
     "Plan",
     "ProgLoad",
+    "StructOpsFill",
     "When",
 ]
 
@@ -159,6 +160,18 @@ class MapFreeze(Op):
 
     map: int
     __slots__ = FIELDS = ("map",)
+
+
+class StructOpsFill(Op):
+    """Set the value of a struct_ops map: ``data`` with programs' fds put in.
+
+    programs: ((byte offset, fd slot), …), 8 bytes each.
+    """
+
+    map: int
+    data: bytes
+    programs: tuple[tuple[int, int], ...]
+    __slots__ = FIELDS = ("map", "data", "programs")
 
 
 class ProgLoad(Op):

@@ -77,7 +77,8 @@ class Executor:
     """
 
     __slots__ = (
-        "_addresses", "_conditions", "_log_level", "_object", "_program_names", "_reuse", "_trace",
+        "_addresses", "_conditions", "_log_level", "_map_names", "_object", "_program_names",
+        "_reuse", "_trace",
         "choices", "failures", "journal", "logs", "notes", "reused", "slots", "symbols",
     )  # fmt: skip
 
@@ -99,6 +100,7 @@ class Executor:
         self.notes: list[str] = []
         self._object = plan.name
         self._program_names = {slot: name for name, slot in plan.programs.items()}
+        self._map_names = {place[0]: name for name, place in plan.maps.items()}
         self._conditions: dict[tuple[str, str | int], bool] = {}
         self._log_level = log_level
         self._trace = trace
@@ -341,6 +343,15 @@ class Executor:
         except KernelError as error:
             raise error.at(map=self._slot_name(op.map))  # noqa: B904
 
+    def _struct_ops_fill(self, op: _ops.StructOpsFill) -> None:
+        data = bytearray(op.data)
+        for offset, slot in op.programs:
+            struct.pack_into("=Q", data, offset, self.fd(slot, "program"))
+        try:
+            bpf.map_update(self.fd(op.map, "map"), bytes(4), data)
+        except KernelError as error:
+            raise error.at(map=self._slot_name(op.map))  # noqa: B904
+
     def _map_freeze(self, op: _ops.MapFreeze) -> None:
         if op.map in self.reused:
             return
@@ -350,7 +361,7 @@ class Executor:
             raise error.at(map=self._slot_name(op.map))  # noqa: B904
 
     def _slot_name(self, slot: int) -> str:
-        return self._program_names.get(slot) or f"in slot {slot}"
+        return self._map_names.get(slot) or self._program_names.get(slot) or f"in slot {slot}"
 
     def _prog_load(self, op: _ops.ProgLoad) -> None:
         try:
@@ -570,6 +581,7 @@ _STEPS: dict[type, Callable[[Executor, object], None]] = {
     _ops.MapCreate: Executor._map_create,  # type: ignore[dict-item]
     _ops.MapFill: Executor._map_fill,  # type: ignore[dict-item]
     _ops.KconfigFill: Executor._kconfig_fill,  # type: ignore[dict-item]
+    _ops.StructOpsFill: Executor._struct_ops_fill,  # type: ignore[dict-item]
     _ops.MapFreeze: Executor._map_freeze,  # type: ignore[dict-item]
     _ops.ProgLoad: Executor._prog_load,  # type: ignore[dict-item]
     _ops.LinkCreate: Executor._link_create,  # type: ignore[dict-item]

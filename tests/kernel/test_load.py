@@ -37,9 +37,10 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Whatever a test does, no fd and no map of ours survives it."""
+    pybpf.Btf.vmlinux()  # one mapping a process, which holds an fd of its file
     before = open_fds()
     yield
-    gc.collect()  # a mapping of kernel BTF holds an fd of its file
+    gc.collect()
     assert settle(lambda: open_fds() == before), f"fds left: {open_fds() ^ before}"
     assert settle(lambda: not live_names("features")), live_names("features")
 
@@ -221,3 +222,30 @@ def test_kernels_that_cannot_relocate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused
     with pytest.raises(KernelError, match="too big"):
         load(relocate="kernel")
+
+
+def _congestion_controls() -> set[str]:
+    return set(Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split())
+
+
+@pytest.mark.parametrize("mode", ["kernel", "python"])
+def test_struct_ops(mode: str) -> None:
+    """A TCP congestion control of our own: there while it is attached, and not after."""
+    with pybpf.load(OBJECTS / "struct_ops.bpf.o", relocate=mode) as live:
+        assert "pybpf_test" not in _congestion_controls()
+        live.attach()
+        assert set(live.links) == {"test_control"}
+        assert "pybpf_test" in _congestion_controls()
+        assert "pybpf_spare" not in _congestion_controls()
+        live.detach()
+        assert settle(lambda: "pybpf_test" not in _congestion_controls())
+
+
+def test_struct_ops_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = read(OBJECTS / "struct_ops.bpf.o").with_map("spare_control", autocreate=True)
+    with pybpf.load(spec) as live:
+        live.attach()
+        assert {"pybpf_test", "pybpf_spare"} <= _congestion_controls()
+    assert settle(lambda: not {"pybpf_test", "pybpf_spare"} & _congestion_controls())
+    assert main(["verify", str(OBJECTS / "struct_ops.bpf.o")]) == 0
+    assert capsys.readouterr().out.count("loaded") == 3

@@ -376,3 +376,66 @@ def test_maps_that_are_not_created_poison_their_users(spec: ObjectSpec) -> None:
 def test_wrong_mode(spec: ObjectSpec) -> None:
     with pytest.raises(UsageError, match="relocate='both'"):
         compile(spec, target(), relocate="both")
+
+
+def _tcp(*, undo_first: bool = False, name_size: int = 16, with_control: bool = True) -> Target:
+    """A kernel with struct tcp_congestion_ops, its members in another order."""
+    w = BtfWriter("little")
+    char = w.add_int("char", 1, char=True)
+    proto = w.add_proto(0)
+    pointer = w.add_ptr(proto)
+    array = w.add_array(char, char, name_size)
+    order = ["undo_cwnd", "ssthresh"] if undo_first else ["ssthresh", "undo_cwnd"]
+    members = [(n, pointer, 64 * i) for i, n in enumerate([*order, "cong_avoid"])]
+    control = w.add_struct(
+        "tcp_congestion_ops", 24 + name_size, [*members, ("name", array, 192)]
+    )
+    if with_control:
+        w.add_struct("bpf_struct_ops_tcp_congestion_ops", 64 + 24 + name_size,
+                     [("common", pointer, 0), ("data", control, 512)])  # fmt: skip
+    return Target(btf=Btf.parse(w.build(), name="made"))
+
+
+def test_struct_ops_follow_the_kernel() -> None:
+    found = read(OBJECTS / "struct_ops.bpf.o")
+    assert found.maps["test_control"].members == (
+        ("ssthresh", "threshold"), ("undo_cwnd", "undo"), ("cong_avoid", "avoid"),
+    )  # fmt: skip
+    assert not found.maps["spare_control"].autocreate
+    plain = compile(found, _tcp(), relocate="python")
+    (fill,) = [op for op in plain.ops if isinstance(op, ops.StructOpsFill)]
+    assert fill.data == bytes(64 + 24) + b"pybpf_test".ljust(16, b"\0")
+    slots = plain.programs
+    assert set(fill.programs) == {
+        (64, slots["threshold"]), (72, slots["undo"]), (80, slots["avoid"]),
+    }  # fmt: skip
+    assert {n: p.expected_attach_type for n, p in loads(plain).items()} == {
+        "threshold": 0, "undo": 1, "avoid": 2,
+    }  # fmt: skip
+    assert from_bytes(to_bytes(plain)) == plain
+    turned = compile(found, _tcp(undo_first=True), relocate="python")
+    assert loads(turned)["undo"].expected_attach_type == 0
+    (link,) = turned.attach
+    assert isinstance(link, ops.LinkCreate)
+    assert (link.how, link.prog) == ("struct_ops", turned.maps["test_control"][0])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (_tcp(name_size=20), "another size"),
+        (_tcp(with_control=False), "has no struct bpf_struct_ops_tcp_congestion_ops"),
+    ],
+)
+def test_struct_ops_that_do_not_fit(kernel: Target, words: str) -> None:
+    found = read(OBJECTS / "struct_ops.bpf.o")
+    with pytest.raises(RelocationError, match=words) as caught:
+        compile(found, kernel)
+    assert caught.value.where["map"] == "test_control"
+    assert all(p.error is not None for p in listing(found, kernel).programs)
+
+
+def test_struct_ops_without_a_link_are_refused() -> None:
+    found = read(OBJECTS / "struct_ops.bpf.o").with_map("test_control", flags=0)
+    with pytest.raises(CompileError, match="without a link"):
+        compile(found, _tcp())
