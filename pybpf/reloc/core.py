@@ -124,8 +124,11 @@ class Outcome(NamedTuple):
 
     def text(self) -> str:
         """One line for the audit."""
-        there = "poisoned" if self.poisoned else f"{self.old} -> {self.new}"
-        where = self.target.text() if self.target else self.absent()
+        if self.poisoned:
+            there, where = "poisoned", self.poisoned
+        else:
+            there = f"{_signed(self.old)} -> {_signed(self.new)}"
+            where = self.target.text() if self.target else self.absent()
         return f"insn {self.insn}: {self.kind_name} {self.local.text()}: {there}; {where}"
 
     def absent(self) -> str:
@@ -231,7 +234,8 @@ class CoreRelocator:
             ):
                 raise RelocationError(
                     f"the kernel has several types of this name, and they disagree: "
-                    f"{chosen.text()} gives {value.new}, {candidate.text()} gives {found.new}.",
+                    f"{chosen.text()} gives {_signed(value.new)}, {candidate.text()} gives "
+                    f"{_signed(found.new)}.",
                     hint="Use a flavour (struct name___x) with fields that only the right one has.",
                 )
             kept.append((btf, type_id))
@@ -384,6 +388,10 @@ def _element_size(btf: Btf, type_id: int) -> int:
             return btf.size(found.id)
         found = btf.skip(found.array.type)
     raise FormatError(f"type [{type_id}] is an array nested without end", btf=btf.label)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 # -- explanations -----------------------------------------------------------------------------

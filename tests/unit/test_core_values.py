@@ -223,6 +223,7 @@ def test_enum_values_are_64_bits_wide_and_signed() -> None:
                              opcode=LDIMM64, value=1)
     assert done.imm64 == (1 << 64) - 3
     assert outcome.new == (1 << 64) - 3
+    assert "1 -> -3; vmlinux: [" in outcome.text()
     # a negative 32-bit value fills all 64 bits
     w = BtfWriter()
     w.add_enum("e", [("MINUS", -2)])
@@ -275,6 +276,7 @@ def test_signed_loads_of_another_size_are_poisoned() -> None:
     assert done.imm == POISON
     assert outcome.poisoned is not None
     assert "only pointers and unsigned integers" in outcome.poisoned
+    assert "only pointers and unsigned integers" in outcome.text()
     # not so where the offset is only computed
     done, _ = relocate(one_field("i", 4, signed=True), one_field("l", 8, signed=True, at=8),
                        2, "0:0", cs.FIELD_BYTE_OFFSET, opcode=MOV_K)
