@@ -69,9 +69,7 @@ def each_step_was_said(guest: Guest) -> None:
     lines = console()
     for line in lines:
         guest.note(line)
-    assert any(
-        f"armed: {len(guest.state['policy'].links)} programs" in line for line in lines
-    )
+    assert any(f"armed: {len(guest.state['policy'].links)} programs" in line for line in lines)
     assert any("signed root" in line for line in lines)
     assert any("root switched" in line for line in lines)
     assert sum("took over" in line for line in lines) == TAKEOVERS
@@ -205,8 +203,11 @@ def events_are_served_by_a_process_of_init(guest: Guest) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert (last["path"], last["reason"], last["verdict"]) == (path, "filesystem", "denied")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    (event,) = [e for e in found if e.get("path") == path]  # among those of the prober
+    assert (event["operation"], event["reason"], event["verdict"]) == (
+        "exec", "filesystem", "denied",
+    )  # fmt: skip
     servers = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
