@@ -16,7 +16,7 @@ __all__ = ["boot_times"]
 
 #: PID 1 of the initramfs: takes the time before anything else, then is `restrict init`. What it
 #: writes into the kernel's log tells how the log's clock and its own stand to each other, and
-#: when each step began.
+#: when each step began: all in one record, for the kernel takes ten in five seconds.
 _INIT = b"""\
 #!/usr/bin/python3 -BIS
 import time
@@ -35,8 +35,11 @@ class State(init._State):
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         if name == "step":
-            os.write(log, b"<6>bench: step %d %s" % (time.monotonic_ns() - first, value.encode()))
+            begun.append(f"{time.monotonic_ns() - first} {value}")
+        if name == "step" and value == "exec":
+            os.write(log, ("<6>bench: steps " + ",".join(begun)).encode())
 
+begun = []
 init._State = State
 from restrict.cli import main
 sys.exit(main(["init", "/etc/restrict/init.conf"]))

@@ -38,11 +38,9 @@ def main() -> None:
         for time, text in said
         if text.startswith("restrict: ")
     ]
-    begun = []
-    for _time, text in said:
-        if text.startswith("bench: step "):
-            nanoseconds, step = text.removeprefix("bench: step ").split(" ", 1)
-            begun.append((int(nanoseconds) / 1e6, step))
+    steps = next(text for _, text in said if text.startswith("bench: steps "))
+    pairs = [item.split(" ", 1) for item in steps.removeprefix("bench: steps ").split(",")]
+    begun = [(int(nanoseconds) / 1e6, step) for nanoseconds, step in pairs]
     result = {"kernel_ms": origin, "said": said_at, "begun": begun}
     print("RESULT " + json.dumps(result), flush=True)
 
