@@ -42,6 +42,8 @@ class Ref(NamedTuple):
     call    FunctionSpec number ``function``                call    → BPF_PSEUDO_CALL
     func    FunctionSpec number ``function``                ldimm64 → BPF_PSEUDO_FUNC
     extern  ExternSpec, by name                             ldimm64 or call
+
+    function -1: there is no function at byte ``offset`` of section ``name``.
     """
 
     insn: int

@@ -201,11 +201,9 @@ class _Reader:
         if opcode == _CALL:
             if self.source(regs) != abi.BPF_PSEUDO_CALL:
                 raise KeyError(symbol.name)
-            number = self.subprogram(symbol, symbol.value + 8 * (imm + 1))
-            return Ref(slot, "call", self.symbols[number].name, 0, number)
+            return self.subprogram(slot, "call", symbol, symbol.value + 8 * (imm + 1))
         if self.text is not None and symbol.section == self.text.section.number:
-            number = self.subprogram(symbol, symbol.value + imm)
-            return Ref(slot, "func", self.symbols[number].name, 0, number)
+            return self.subprogram(slot, "func", symbol, symbol.value + imm)
         name = self.maps.definitions.get((symbol.section, symbol.value))
         if name is not None:
             return Ref(slot, "map", name)
@@ -221,14 +219,19 @@ class _Reader:
             return Ref(slot, "data", self.maps.arena, symbol.value + imm)
         raise KeyError(symbol.name)
 
-    def subprogram(self, symbol: Symbol, offset: int) -> int:
-        """Number of the subprogram at byte ``offset`` of .text, where subprograms live."""
+    def subprogram(self, slot: int, kind: str, symbol: Symbol, offset: int) -> Ref:
+        """A reference to the subprogram at byte ``offset`` of .text, where subprograms live."""
         if self.text is None or symbol.section != self.text.section.number or offset % 8:
             raise KeyError(symbol.name)
-        number = self.text.containing(offset, self.sizes)
+        return self.target(slot, kind, self.text, offset)
+
+    def target(self, slot: int, kind: str, code: _Code, offset: int) -> Ref:
+        """A reference to the function at a byte of a section. Where there is none the reference
+        keeps the place: linking a program that needs it fails, other programs may be fine."""
+        number = code.containing(offset, self.sizes)
         if number < 0:
-            raise KeyError(symbol.name)
-        return number
+            return Ref(slot, kind, code.section.name, offset, -1)
+        return Ref(slot, kind, self.symbols[number].name, 0, number)
 
     def local_calls(self, code: _Code, symbol: Symbol, insns: bytes, refs: dict[int, Ref]) -> None:
         """Calls within one section need no relocation: their distance is in the instruction."""
@@ -241,16 +244,9 @@ class _Reader:
             elif opcode == _LDIMM64:
                 skip = True
             elif opcode == _CALL and self.source(regs) == abi.BPF_PSEUDO_CALL and slot not in refs:
-                target = symbol.value + 8 * (slot + imm + 1)
-                number = code.containing(target, self.sizes)
-                if number < 0:
-                    raise self.image.error(
-                        f"it calls byte {target} of its section, where no function is.",
-                        program=symbol.name,
-                        section=code.section.name,
-                        insn=slot,
-                    )
-                refs[slot] = Ref(slot, "call", self.symbols[number].name, 0, number)
+                refs[slot] = self.target(
+                    slot, "call", code, symbol.value + 8 * (slot + imm + 1)
+                )
 
     def extra(
         self, btf: Btf | None

@@ -72,6 +72,12 @@ def link(
         for ref in stack[-1]:
             if ref.kind not in ("call", "func"):
                 continue
+            if ref.function < 0:
+                raise RelocationError(
+                    f"it calls byte {ref.offset} of section {ref.name!r}, where no function is.",
+                    function=spec.functions[owners[-1]].name,
+                    insn=ref.insn,
+                )
             calls.append((starts[owners[-1]] + ref.insn, ref.function))
             if ref.function not in starts:
                 append(ref.function)

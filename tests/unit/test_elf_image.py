@@ -139,10 +139,6 @@ def _misaligned(elf: ElfWriter) -> None:
     elf.relocate(code, 4, elf.symbol("x", elf.section(".data", b"1234"), 0, 4))
 
 
-def _wild_call(elf: ElfWriter) -> None:
-    elf.function("f", elf.code("xdp", insn(0x85, 0, 1, 0, 100) + EXIT), 0, 16)
-
-
 def _extern_without_btf(elf: ElfWriter) -> None:
     code = elf.code("xdp", insn(0x85, 0, 1, 0, -1) + EXIT)
     elf.function("f", code, 0, 16)
@@ -167,7 +163,6 @@ def _maps(elf: ElfWriter) -> None:
         (_not_reloc, "cannot refer"),
         (_nowhere, "neither maps"),
         (_misaligned, "hits no instruction"),
-        (_wild_call, "no function is"),
         (_extern_without_btf, "no BTF"),
         (_version, "instead of 4"),
         (_maps, "has no BTF"),

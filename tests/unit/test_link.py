@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pybpf.elf import read
+from pybpf.errors import RelocationError
 from pybpf.reloc.insn import Code
 from pybpf.reloc.link import Linked, link
 from pybpf.spec import ObjectSpec
@@ -161,3 +162,14 @@ def test_addresses_of_data_survive() -> None:
     elf.relocate(code, 0, elf.symbol("x", elf.section(".data", bytes(16)), 12, 4))
     found, _ = linked(read(elf.build(), name="x"), "f")
     assert [(r.insn, r.kind, r.name, r.offset) for r in found.refs] == [(0, "data", ".data", 12)]
+
+
+def test_calls_into_nowhere_fail_only_where_they_are_needed() -> None:
+    elf = ElfWriter()
+    elf.function("bad", elf.code("xdp", call(100) + EXIT), 0, 16)
+    elf.function("good", elf.code("socket", RETURN_0), 0, 16)
+    spec = read(elf.build(), name="x")
+    assert linked(spec, "good")[1] == ["good"]
+    with pytest.raises(RelocationError, match="calls byte 808 of section 'xdp'") as caught:
+        linked(spec, "bad")
+    assert caught.value.where["insn"] == 0
