@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Executor", "run"]
 
-# What libbpf writes into a call of a weak kfunc that the kernel lacks: the verifier refuses it
-# only where it can be reached (libbpf.c: POISON_CALL_KFUNC_BASE).
-POISON_KFUNC = 2002000000
-
 # Errors of MAP_CREATE with BTF that may mean "not with BTF": map type without BTF support
 # (ENOTSUPP), kernel without BTF for it (EINVAL, E2BIG, EOPNOTSUPP).
 _BTF_ERRORS = frozenset((bpf.ENOTSUPP, bpf.EINVAL, bpf.E2BIG, 95))
@@ -77,9 +73,10 @@ class Executor:
     """
 
     __slots__ = (
-        "_addresses", "_conditions", "_log_level", "_map_names", "_object", "_program_names",
+        "_conditions", "_log_level", "_map_names", "_object", "_program_names",
         "_reuse", "_trace",
-        "choices", "failures", "journal", "logs", "notes", "reused", "slots", "symbols",
+        "addresses", "choices", "failures", "journal", "logs", "notes", "reused", "slots",
+        "symbols",
     )  # fmt: skip
 
     def __init__(
@@ -104,7 +101,7 @@ class Executor:
         self._conditions: dict[tuple[str, str | int], bool] = {}
         self._log_level = log_level
         self._trace = trace
-        self._addresses: dict[str, int] = {}
+        self.addresses: dict[str, int] = {}
         self._reuse: dict[int, int] = {}
         for name, fd in (maps or {}).items():
             if name not in plan.maps:
@@ -374,7 +371,9 @@ class Executor:
         code: bytes | bytearray = op.insns
         if op.patches:
             code = bytearray(code)
-            self._patch(code, op.patches, fd_array)
+            from pybpf.plan import patch
+
+            patch.apply(self, code, op.patches, fd_array)
         fields: dict[str, int | bytes] = {
             "prog_type": op.type,
             "expected_attach_type": op.expected_attach_type,
@@ -425,60 +424,6 @@ class Executor:
         if log:
             self.logs[op.name] = log[0]
         self._fill_slot(op.dst, fd)
-
-    def _patch(
-        self,
-        code: bytearray,
-        patches: tuple[tuple[int, str, int | str], ...],
-        fd_array: list[int],
-    ) -> None:
-        for slot, kind, argument in patches:
-            at = 8 * slot
-            if at + (8 if kind == _ops.PATCH_KFUNC else 16) > len(code):
-                raise PlanError(f"a patch lies at instruction {slot}, behind the end")
-            if kind in (_ops.PATCH_ADDR, _ops.PATCH_ADDR_WEAK):
-                address = self._address(str(argument), weak=kind == _ops.PATCH_ADDR_WEAK)
-                struct.pack_into("=I", code, at + 4, address & 0xFFFFFFFF)
-                struct.pack_into("=I", code, at + 12, address >> 32)
-                continue
-            if not isinstance(argument, int):
-                raise PlanError(f"the patch {kind} at instruction {slot} needs a number")
-            if kind == _ops.PATCH_MAP_FD:
-                struct.pack_into("=i", code, at + 4, self.fd(argument, "map"))
-            elif kind == _ops.PATCH_KSYM:
-                symbol = self.symbol(argument)
-                _set_source(code, at, abi.BPF_PSEUDO_BTF_ID if symbol else 0)
-                struct.pack_into("=i", code, at + 4, symbol[1] if symbol else 0)
-                struct.pack_into("=i", code, at + 12, symbol[0] if symbol else 0)
-            elif kind == _ops.PATCH_KFUNC:
-                symbol = self.symbol(argument)
-                _set_source(code, at, abi.BPF_PSEUDO_KFUNC_CALL if symbol else 0)
-                index = 0
-                if symbol and symbol[0]:
-                    # Index 0 of a call means vmlinux, so a module's BTF never stands there.
-                    if not fd_array:
-                        fd_array.append(0)
-                    if symbol[0] not in fd_array[1:]:
-                        fd_array.append(symbol[0])
-                    index = fd_array.index(symbol[0], 1)
-                struct.pack_into("=h", code, at + 2, index)
-                imm = symbol[1] if symbol else POISON_KFUNC + argument
-                struct.pack_into("=i", code, at + 4, imm)
-            else:
-                raise PlanError(f"{kind!r} is no kind of patch")
-
-    def _address(self, name: str, *, weak: bool) -> int:
-        """The address of a kernel symbol, remembered; a weak one that is missing is 0."""
-        if name not in self._addresses:
-            from pybpf.kernel.kallsyms import address
-
-            try:
-                self._addresses[name] = address(name)
-            except SymbolNotFoundError:
-                if not weak:
-                    raise
-                return 0
-        return self._addresses[name]
 
     def _link_create(self, op: _ops.LinkCreate) -> None:
         try:
@@ -567,12 +512,6 @@ def _leads_on(error: PybpfError, on: tuple[int, ...]) -> bool:
     if on:
         return isinstance(error, KernelError) and error.errno in on
     return isinstance(error, (VerifierError, SymbolNotFoundError))
-
-
-def _set_source(code: bytearray, at: int, source: int) -> None:
-    """Set the source register of an instruction (the upper half of the byte on little-endian
-    machines, which x86-64 and aarch64 are)."""
-    code[at + 1] = (code[at + 1] & 0x0F) | source << 4
 
 
 _STEPS: dict[type, Callable[[Executor, object], None]] = {
