@@ -7,7 +7,7 @@ import os
 
 from tests.vm import probes
 from tests.vm.outcome import ALLOWED, refused
-from tests.vm.programs import program
+from tests.vm.programs import EXIT_STATUS, program
 from tests.vm.restrict_boot import PLAN, Prober, console, files, resumed
 from tests.vm.scenario import Guest, Scenario
 
@@ -152,12 +152,89 @@ def what_was_inherited_is_private_again(guest: Guest) -> None:
         assert not os.get_inheritable(handle.fileno())
 
 
+@boot.case()
+def initramfs_is_empty(guest: Guest) -> None:
+    """The prober still has it as its root directory."""
+    (root,) = [
+        f"/proc/{pid}/root"
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+        if pid != "1" and _parent(int(pid)) == 1 and _device(f"/proc/{pid}/root") != _device("/")
+    ]
+    assert os.listdir(root) == []
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return 0
+
+
+def _device(path: str) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError:  # a kernel thread, or gone
+        return os.stat("/").st_dev
+
+
 @boot.case(where="pid1")
 def prober_ends(guest: Guest) -> None:
     """Last: after the policy is let go, the prober succeeds again, so it could have failed."""
     guest.state["policy"].close()
     guest.wait(lambda: Prober().after > 0, "success after the end of enforcement")
     Prober.stop()
+
+
+def _audited(run: Mapping[str, Any]) -> dict[str, bytes]:
+    return files(run, mode="audit")
+
+
+audit = Scenario("audit", lanes=("7.3",), initramfs=_audited)
+
+
+@audit.setup
+def take_over_audited(guest: Guest) -> None:
+    from restrict import fsaccess, handover
+
+    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(PLAN))
+
+
+@audit.case()
+def nothing_is_denied_in_audit_mode(guest: Guest) -> None:
+    from restrict import status
+
+    found = status.read()
+    assert found is not None
+    assert (found.in_force, found.mode, found.owner) == (True, "audit", 1)
+    before = found.counters["exec"]["audited"]
+    path = probes.write_file("/run/program", program())
+    outcome = probes.execute(path)
+    assert outcome.detail == f"exited with {EXIT_STATUS}", str(outcome)
+    found = status.read()
+    assert found is not None
+    assert found.counters["exec"]["audited"] > before
+    assert found.counters["exec"]["denied"] == 0
+    seen = Prober()
+    assert (seen.denied, seen.after, seen.other) == (0, 0, 0)
+
+
+@audit.case()
+def the_guard_denies_in_audit_mode_too(guest: Guest) -> None:
+    import errno
+
+    from pybpf.errors import KernelError
+    from pybpf.kernel.map import Map
+    from restrict import status
+
+    found = status.read()
+    assert found is not None
+    code = 0
+    try:
+        Map.from_id(found.guard["map"][0]).close()
+    except KernelError as e:
+        code = e.errno
+    assert code == errno.EPERM
 
 
 def _locked_down(run: Mapping[str, Any]) -> dict[str, bytes]:
