@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OBJECT", "build", "spec", "write"]
 
-OBJECT = Path(__file__).resolve().parent.parent / "bpf/objects/fsaccess.bpf.o"
+def _object() -> Path:
+    """The object of an installed package, or that of a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "objects/fsaccess.bpf.o"
+    return installed if installed.exists() else here.parent / "bpf/objects/fsaccess.bpf.o"
+
+
+OBJECT = _object()
 # Programs that the object leaves switched off: restrict attaches the first two itself.
 _BY_RESTRICT = ("fsaccess_status", "fsaccess_sysctl")
 _GATE = ("fsaccess_dm_ioctl", "fsaccess_dm_ioctl_compat")
