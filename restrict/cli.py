@@ -45,7 +45,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _enable(arguments: argparse.Namespace) -> int:
-    from restrict import fsaccess, lockout, preflight, status
+    from restrict import fsaccess, lockout, preflight, seccomp, status
     from restrict.errors import RestrictError
     from restrict.serve import SOCKET, Server, wait_signals
 
@@ -72,6 +72,8 @@ def _enable(arguments: argparse.Namespace) -> int:
     before_arm = lockout.before_arm(
         plan, resumed=True, refuse=not (arguments.force or arguments.audit)
     )
+    # No filter of our own: it would cover this process alone, and what it starts, which is nothing.
+    poke_refused, poke = seccomp.report()
     stop = wait_signals()
     with fsaccess.enable(
         plan,
@@ -91,13 +93,15 @@ def _enable(arguments: argparse.Namespace) -> int:
             "links": {name: link.id for name, link in policy.links.items()},
             "initramfs": f"{trusted >> 20}:{trusted & 0xFFFFF}" if trusted else None,
             "status": policy.status_pin,
+            "ptrace_poke": {"refused": poke_refused, "message": poke},
         }
         if arguments.json:
             _print_json(state)
         else:
             print(
                 f"fsaccess is armed ({state['mode']}), owner {state['owner']}, "
-                f"{len(policy.links)} programs; ends with this process",
+                f"{len(policy.links)} programs; ends with this process"
+                + ("" if poke_refused else f"\nnote: {poke}"),
                 flush=True,
             )
 

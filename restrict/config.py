@@ -5,6 +5,8 @@
 
     plan = /etc/restrict/fsaccess.plan     the frozen policy
     mode = exec                            "exec" enforces, "audit" reports and allows
+    ptrace_poke = deny                     deny: no tracer writes its tracee's memory (a seccomp
+                                           filter; not in audit mode). allow: leave that way open
     module = PATH [NAME=VALUE …]           a kernel module to load; may be repeated, in order
     certificate = PATH                     DER; into .dm-verity (7.0+); may be repeated
     data = /dev/vda                        device with the root filesystem (required)
@@ -49,6 +51,7 @@ _REQUIRED = ("data", "data_blocks", "root_hash", "signature", "init")
 _DEFAULTS = {
     "plan": "/etc/restrict/fsaccess.plan",
     "mode": "exec",
+    "ptrace_poke": "deny",
     "data": "",
     "hash": "",
     "data_blocks": "",
@@ -72,6 +75,7 @@ _DEFAULTS = {
 }
 _CHOICES = {
     "mode": ("exec", "audit"),
+    "ptrace_poke": ("deny", "allow"),
     "on_failure": ("exit", "reboot", "poweroff"),
     "status": ("yes", "no"),
     "events": ("yes", "no"),
@@ -84,12 +88,13 @@ class InitConfig:
     """The checked values of one file."""
 
     __slots__ = (
-        "audit", "certificates", "events", "filesystem", "init", "modules", "move", "name",
-        "on_failure", "options", "plan", "signature", "status", "verity", "wait",
+        "audit", "certificates", "deny_poke", "events", "filesystem", "init", "modules", "move",
+        "name", "on_failure", "options", "plan", "signature", "status", "verity", "wait",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, str], modules: list[str], certificates: list[str]) -> None:
         self.audit = values["mode"] == "audit"
+        self.deny_poke = values["ptrace_poke"] == "deny"
         self.modules = [parse_module_line(line) for line in modules]
         self.certificates = [_path(c, "certificate") for c in certificates]
         self.plan = _path(values["plan"], "plan")

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Early boot: what PID 1 does in an initramfs, from the first mount to the real init.
 
-    mounts → modules → configuration's files → certificates → check → enable with the initramfs
-    trusted → signed root by the device mapper → mount → trust window closed → switch root → exec
+    mounts → modules → configuration's files → certificates → check → seccomp filter → enable with
+    the initramfs trusted → signed root by the device mapper → mount → trust window closed → switch
+    root → exec
 
 Everything is read and imported before the initramfs goes. A failure before the policy is armed
-undoes the policy; after it, enforcement stays on while the process lives. Either is said on the
-console and in the kernel's log, and then ``on_failure`` decides.
+undoes the policy (a seccomp filter stays with its process); after it, enforcement stays on while
+the process lives. Either is said on the console and in the kernel's log, and then ``on_failure``
+decides.
 
 ``resume`` is the successor's side, for an init that is another run of this program on the
 verified root.
@@ -18,7 +20,7 @@ import os
 import sys
 import time
 
-from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight, serve
+from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight, seccomp, serve
 from restrict.devmapper import DeviceMapper
 from restrict.errors import ConfigError, KernelError, RestrictError, describe
 from restrict.kmsg import Console
@@ -133,6 +135,7 @@ class _State:
         _State.kept = self
         self.step = "start"
         self.policy: Policy | None = None
+        self.filtered = False
 
 
 def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoReturn:
@@ -160,6 +163,12 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     step("check")
     _preload()
     preflight.require()
+    if not settings.audit and settings.deny_poke:
+        # No hook of the policy sees a tracer write its tracee's text. Before the policy is armed,
+        # and before there is any other process: what is started later inherits the filter.
+        step("seccomp filter")
+        state.filtered = seccomp.install()
+        say("PTRACE_POKETEXT and PTRACE_POKEDATA are refused from here on")
     trusted = fsaccess.initramfs_device()
     state.policy = fsaccess.enable(
         plan,
@@ -221,6 +230,9 @@ def _fail(console: Console, settings: InitConfig | None, state: _State, exc: Bas
         + (
             "after enforcement was switched on; it stays on while this process lives: "
             if armed
+            else "before enforcement was switched on; everything was undone but the seccomp "
+            "filter, which cannot be: "
+            if state.filtered
             else "before enforcement was switched on; everything was undone: "
         )
         + describe(exc),

@@ -357,6 +357,21 @@ def _bpffs() -> Finding:
     )
 
 
+def _ptrace_poke() -> Finding:
+    from restrict import seccomp
+
+    ok, message = seccomp.report()
+    return Finding(
+        "ptrace-poke",
+        ok,
+        message,
+        "`restrict init` puts PID 1, and so everything, under a seccomp filter (ptrace_poke = "
+        "deny). A running system cannot be put under it; a plan made with `restrict bundle "
+        "--deny-ptrace` ends attaching altogether.",
+        required=False,
+    )
+
+
 _QUESTIONS: tuple[Callable[[], Finding], ...] = (
     _pid_namespace,
     _capabilities,
@@ -372,6 +387,7 @@ _QUESTIONS: tuple[Callable[[], Finding], ...] = (
     _lockdown,
     _keyring,
     _bpffs,
+    _ptrace_poke,
 )
 
 

@@ -18,6 +18,7 @@ from pybpf.sys import abi as bpf_abi
 from pybpf.sys import bpf
 from restrict.errors import KernelError, RestrictError
 from restrict.fsaccess import PIN, read_status
+from restrict.seccomp import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,11 +73,13 @@ class Status:
 
     attached: whether all links that the guard names exist; False after an owner died without
     removing its pin, None where listing links is not allowed.
+    poke_refused, poke: what is known of the seccomp filter for PTRACE_POKETEXT (seccomp.report),
+    which is no part of the pinned text.
     """
 
     __slots__ = (
         "armed", "attached", "audit", "counters", "devices", "guard", "initramfs_dev", "owner",
-        "owner_start_ticks", "truncated",
+        "owner_start_ticks", "poke", "poke_refused", "truncated",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -90,6 +93,8 @@ class Status:
         self.counters: dict[str, dict[str, int]] = {}
         self.devices: list[TrustedDevice] = []
         self.truncated = 0
+        self.poke_refused: bool | None = None
+        self.poke = ""
 
     @property
     def in_force(self) -> bool:
@@ -120,6 +125,7 @@ class Status:
             "devices": [d.as_dict() for d in self.devices],
             "devices_not_shown": self.truncated,
             "counters": self.counters,
+            "ptrace_poke": {"refused": self.poke_refused, "message": self.poke},
         }
 
 
@@ -217,6 +223,7 @@ def read(path: str = PIN) -> Status | None:
         raise e.at(file=path) from None
     _name_devices(status, mounts())
     status.attached = _attached(status.guard["link"])
+    status.poke_refused, status.poke = report()
     return status
 
 
@@ -249,4 +256,6 @@ def text(status: Status) -> str:
     lines.append("counters:" if status.counters else "counters: none")
     for name, counter in status.counters.items():
         lines.append(f"  {name}: " + ", ".join(f"{v} {k}" for k, v in counter.items()))
+    if status.poke:
+        lines.append(f"ptrace: {status.poke}")
     return "\n".join(lines)

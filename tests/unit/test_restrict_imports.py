@@ -21,7 +21,8 @@ HEAVY = {
     "module",
     [
         "init", "fsaccess", "handover", "lockout", "preflight", "devmapper", "keyring", "mounts",
-        "modules", "events", "serve", "status", "simulate", "config", "guard", "kmsg", "cli",
+        "modules", "events", "seccomp", "serve", "status", "simulate", "config", "guard", "kmsg",
+        "cli",
     ],
 )  # fmt: skip
 def test_early_boot_imports_little(module: str) -> None:

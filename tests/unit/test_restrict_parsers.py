@@ -276,6 +276,8 @@ def test_config() -> None:
     assert found.modules == [("/m/dm-mod.ko", ""), ("/m/dm-verity.ko", "require_signatures=1")]
     assert found.init == ["/sbin/init", "--flag"]
     assert not found.audit
+    assert found.deny_poke
+    assert not config.parse(CONFIG + "ptrace_poke = allow\n").deny_poke
     line = found.verity.target()
     assert line.length == 800
     assert line.params == (
@@ -308,6 +310,7 @@ def test_config_with_a_hash_device_of_its_own() -> None:
         ("name = a b", "one plain word"),
         ("module = dm-mod", "absolute path"),
         ("on_failure = shell", "none of exit"),
+        ("ptrace_poke = no", "none of deny, allow"),
     ],
 )
 def test_config_mistakes_are_told(line: str, message: str) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "peek",
     "poke",
     "ptrace_attach",
+    "ptrace_by_int80",
     "ptrace_seize",
     "ptrace_stranger",
     "read_memory_of",
@@ -31,6 +32,7 @@ __all__ = [
     "traceme",
     "vm_read",
     "vm_write",
+    "vm_write_text",
     "write_memory_of",
     "write_own_text",
 ]
@@ -140,6 +142,20 @@ def poke(data: bool = False, permissions: str = "r-xp") -> Outcome:
     return attempt(body)
 
 
+def ptrace_by_int80(request: int) -> bytes:
+    """Code for programs.program: the 32-bit ptrace(request, 0, 0, 0); it exits with the errno.
+
+    ESRCH if the request is let pass, as there is no process 0.
+    """
+    return (
+        b"\xb8\x1a\x00\x00\x00"  # mov eax, ptrace (of i386)
+        + b"\xbb" + struct.pack("<I", request)  # mov ebx, request
+        + b"\x31\xc9\x31\xd2\x31\xf6\xcd\x80"  # xor ecx, edx, esi; int 0x80
+        b"\xf7\xd8\x89\xc3"  # neg eax; mov ebx, eax
+        b"\xb8\x01\x00\x00\x00\xcd\x80"  # mov eax, exit; int 0x80
+    )  # fmt: skip
+
+
 def _open_and(pid: int | str, flags: int, where: int, data: bytes) -> int:
     fd = os.open(f"/proc/{pid}/mem", flags | os.O_CLOEXEC)
     try:
@@ -223,6 +239,22 @@ def vm_write(pid: int) -> Outcome:
         except PermissionError:
             pass  # then the act is refused as well, before it would write the zeros
         act(raw.call, "process_vm_writev", pid, ours, 1, theirs, 1, 0)
+
+    return attempt(body)
+
+
+def vm_write_text() -> Outcome:
+    """process_vm_writev(2) of the first bytes of a child's text, with what they are."""
+
+    def body(act: Act) -> None:
+        child = _sleeper()
+        try:
+            where = _mapping(child, "r-xp")
+            _keep, ours, theirs = _vectors(where, 8)
+            raw.call("process_vm_readv", child, ours, 1, theirs, 1, 0)
+            act(raw.call, "process_vm_writev", child, ours, 1, theirs, 1, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
     return attempt(body)
 
