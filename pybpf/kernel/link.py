@@ -84,6 +84,8 @@ class Link(KernelObject):
                 out[short] = bpf.get(info, self.INFO, field)
         if name is not None and part is not None:
             out[_NAMED[part]] = name
+        if part == "iter" and (map_id := bpf.get(info, self.INFO, "iter.map.map_id")):
+            out["map_id"] = map_id
         return out
 
     def update(self, program_fd: int, *, old_program_fd: int | None = None) -> None:
@@ -92,6 +94,26 @@ class Link(KernelObject):
             bpf.link_update(self.fileno(), program_fd, old_program_fd)
         except KernelError as error:
             raise error.at(link=self._name)  # noqa: B904
+
+    def read(self) -> bytes:
+        """All the output of an iterator's link (5.8): its program runs over everything once."""
+        from os import close, read
+
+        try:
+            fd = bpf.iter_create(self.fileno())
+        except KernelError as error:
+            raise error.at(link=self._name)  # noqa: B904
+        parts = []
+        try:
+            while part := read(fd, 1 << 16):
+                parts.append(part)
+        except OSError as error:
+            from pybpf.sys.syscalls import fail
+
+            raise fail("read", error.errno or 5, link=self._name) from None
+        finally:
+            close(fd)
+        return b"".join(parts)
 
     def detach(self) -> None:
         """BPF_LINK_DETACH (5.9): detach although fds or pins remain."""

@@ -9,7 +9,7 @@ from pybpf.errors import KernelError, VerifierError
 from pybpf.kernel.layout import cstr
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
-from pybpf.sys.syscalls import Pointer
+from pybpf.sys.syscalls import Pointer, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -206,6 +206,18 @@ class Program(KernelObject):
             raise error.at(program=self._name)  # noqa: B904
         changed = bytes(given) if plain and given is not None else bytes((room or b"")[:got_ctx])
         return RunResult(retval, duration, bytes((out or b"")[:got]), changed)
+
+    def attach_socket(self, socket: int, *, reuseport: bool = False) -> None:
+        """Filter a socket (its fd) with a program of section "socket" (SO_ATTACH_BPF, 3.19), or
+        choose among its group with one of "sk_reuseport" (SO_ATTACH_REUSEPORT_EBPF, 4.19). The
+        socket holds the program until it is closed or another one takes its place."""
+        # SO_ATTACH_BPF 50, SO_ATTACH_REUSEPORT_EBPF 52 of SOL_SOCKET 1 (asm-generic/socket.h)
+        option = 52 if reuseport else 50
+        value = bytearray(struct.pack("=i", self.fileno()))
+        try:
+            syscall("setsockopt", socket, 1, option, value, 4)
+        except KernelError as error:
+            raise error.at(program=self._name, socket=socket)  # noqa: B904
 
     def bind_map(self, map_fd: int) -> None:
         """Keep a map alive as long as the program (5.10)."""

@@ -1,22 +1,69 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Attaching that needs more than one system call; imported when a Plan asks for it.
 
-``how`` of a LinkCreate and what its ``target`` is:
+``how`` of a LinkCreate, what its ``target`` is, and how it is undone (a link: by closing it):
 
-    cgroup          path of a cgroup2 directory → BPF_LINK_CREATE on its fd (5.7)
-    netns           path of a network namespace file → BPF_LINK_CREATE on its fd (5.8)
-    interface       name of a network interface → BPF_LINK_CREATE on its index (XDP 5.9, tcx 6.6)
+    cgroup          path of a cgroup2 directory, or its fd → BPF_LINK_CREATE (5.7)
+    netns           path of a network namespace file, or its fd → BPF_LINK_CREATE (5.8)
+    interface       name of a network interface → BPF_LINK_CREATE on its index (XDP 5.9, tcx 6.6,
+                    netkit 6.7); tc programs take the attach type BPF_TCX_INGRESS or _EGRESS
+    sockmap         fd slot of a SOCKMAP or SOCKHASH → BPF_LINK_CREATE (6.10), before that
+                    BPF_PROG_ATTACH
+    netfilter       "ipv4/local_in": family (ipv4, ipv6) and hook (prerouting, local_in, forward,
+                    local_out, postrouting) → BPF_LINK_CREATE (6.4); priority in extra
+                    netfilter.priority
     iter            None, or the fd slot of the map to iterate over (5.8)
     struct_ops      None; ``prog`` is the map's slot (link 6.4: the map needs BPF_F_LINK)
     tracepoint      "category/name" → perf event and link (5.15; before: ioctl)
     ksyscall, kretsyscall    name of a system call: kprobe on this machine's entry of it
     kprobe, kretprobe    "function" or "function+offset" → the same (perf kprobe: 4.17)
-    uprobe, uretprobe    "path:offset", offset in the file → the same
+    uprobe, uretprobe    "path:offset", "path:function" or "path:function+offset" → the same; a
+                    function is looked up with pyelftools; extra pid: of one process only
+    kprobe_multi, kretprobe_multi, kprobe_session    a function or a pattern with * and ?
+                    → one link (5.18, sessions 6.10)
+    uprobe_multi, uretprobe_multi, uprobe_session    as uprobe, or a pattern → one link (6.6,
+                    sessions 6.13)
     perf_event      the fd of a perf event
-    prog_attach     path of a cgroup2 directory, or an fd → BPF_PROG_ATTACH: no link; undone and
-                    detached with BPF_PROG_DETACH; stays if the process just ends
+    prog_attach     path (cgroup2 directory, /dev/lircN) or fd → BPF_PROG_ATTACH: no link; undone
+                    and detached with BPF_PROG_DETACH; stays if the process just ends
 
-``extra`` may give perf_event.bpf_cookie and other fields of BPF_LINK_CREATE.
+``extra`` may give perf_event.bpf_cookie and other fields of BPF_LINK_CREATE; the multi probes
+take ``cookie``, one value for all places.
+
+Section families, how they are attached (``how_of``), and what shows it. "T" is
+tests/kernel/test_attach.py, which runs on the host as far as it can and in both guests without a
+skip (tests/vm/test_attach.py); L is tests/kernel/test_links.py.
+
+    kprobe kretprobe ksyscall kretsyscall        as named; by attach()           T (guests), L
+    kprobe.multi kretprobe.multi kprobe.session  as named; by attach()           T (guests)
+    uprobe uretprobe uprobe.multi uretprobe.multi uprobe.session   as named; by attach() with a
+                                                 target in the section           T
+    usdt                                         not: notes in ELF are not read
+    tp tracepoint                                tracepoint; by attach()         T (guests), L
+    raw_tp raw_tracepoint (.w)                   raw_tracepoint; by attach()     T, L
+    tp_btf                                       link; by attach()               T, L
+    fentry fexit fmod_ret fsession lsm           link; by attach()               T (guests)
+    fentry.multi fexit.multi fsession.multi      not yet (BPF_LINK_TYPE_TRACING_MULTI, 7.x)
+    lsm_cgroup                                   cgroup                          T (guests)
+    iter                                         iter; by attach() unless of one map's elements T
+    freplace                                     link to the program given at load time: not by a
+                                                 Plan yet
+    struct_ops                                   struct_ops; by attach()         T (guests)
+    perf_event                                   perf_event                      T
+    xdp xdp.frags                                interface                       T
+    xdp/devmap xdp/cpumap                        not attached: put into a map (value's bpf_prog.fd)
+    tc tcx classifier netkit                     interface                       T
+    action                                       not: needs a classic tc action
+    cgroup_skb cgroup/… sockops                  cgroup, or prog_attach          T, L
+    sk_lookup flow_dissector                     netns                           T
+    sk_msg sk_skb                                sockmap                         T
+    netfilter                                    netfilter                       T
+    socket sk_reuseport                          Program.attach_socket           T
+    lirc_mode2                                   prog_attach on /dev/lircN       not shown: neither
+                                                 machine has such a device
+    lwt_in lwt_out lwt_xmit lwt_seg6local        not: attributes of a route (rtnetlink); use
+                                                 ``ip route … encap bpf``
+    syscall                                      not attached: Program.test_run
 """
 
 from __future__ import annotations
@@ -25,7 +72,7 @@ import os
 import struct
 
 from pybpf.errors import KernelError, PlanError
-from pybpf.sys import abi, bpf, layouts, syscalls
+from pybpf.sys import abi, bpf
 from pybpf.sys.syscalls import Pointer, fail
 
 TYPE_CHECKING = False
@@ -35,26 +82,99 @@ if TYPE_CHECKING:
     from pybpf.plan.ops import LinkCreate
     from pybpf.plan.run import Executor
 
-__all__ = ["create"]
+__all__ = ["COOKIES", "create", "how_of"]
 
-# _IOW('$', 8, __u32) and _IO('$', 0) of linux/perf_event.h, on x86-64 and aarch64.
-PERF_EVENT_IOC_SET_BPF = 0x40042408
-PERF_EVENT_IOC_ENABLE = 0x2400
-TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-EVENT_SOURCES = "/sys/bus/event_source/devices"
+_CGROUP = frozenset(
+    (
+        abi.BPF_PROG_TYPE_CGROUP_SKB, abi.BPF_PROG_TYPE_CGROUP_SOCK,
+        abi.BPF_PROG_TYPE_CGROUP_DEVICE, abi.BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+        abi.BPF_PROG_TYPE_CGROUP_SYSCTL, abi.BPF_PROG_TYPE_CGROUP_SOCKOPT,
+        abi.BPF_PROG_TYPE_SOCK_OPS,
+    )
+)  # fmt: skip
+_BY_TYPE = {
+    abi.BPF_PROG_TYPE_XDP: "interface",
+    abi.BPF_PROG_TYPE_SCHED_CLS: "interface",
+    abi.BPF_PROG_TYPE_SK_LOOKUP: "netns",
+    abi.BPF_PROG_TYPE_FLOW_DISSECTOR: "netns",
+    abi.BPF_PROG_TYPE_SK_MSG: "sockmap",
+    abi.BPF_PROG_TYPE_SK_SKB: "sockmap",
+    abi.BPF_PROG_TYPE_NETFILTER: "netfilter",
+    abi.BPF_PROG_TYPE_LIRC_MODE2: "prog_attach",
+    abi.BPF_PROG_TYPE_PERF_EVENT: "perf_event",
+    abi.BPF_PROG_TYPE_TRACEPOINT: "tracepoint",
+    abi.BPF_PROG_TYPE_RAW_TRACEPOINT: "raw_tracepoint",
+    abi.BPF_PROG_TYPE_RAW_TRACEPOINT_WRITABLE: "raw_tracepoint",
+    abi.BPF_PROG_TYPE_EXT: "link",
+}
+# Attach types of tracing programs whose one target was given when they were loaded.
+_TRACING = frozenset(
+    (
+        abi.BPF_TRACE_RAW_TP, abi.BPF_TRACE_FENTRY, abi.BPF_TRACE_FEXIT, abi.BPF_MODIFY_RETURN,
+        abi.BPF_TRACE_FSESSION, abi.BPF_LSM_MAC,
+    )
+)  # fmt: skip
+# First word of a kprobe program's section → how.
+_PROBES = {
+    "kprobe": "kprobe", "kretprobe": "kretprobe",
+    "ksyscall": "ksyscall", "kretsyscall": "kretsyscall",
+    "uprobe": "uprobe", "uretprobe": "uretprobe",
+    "kprobe.multi": "kprobe_multi", "kretprobe.multi": "kretprobe_multi",
+    "kprobe.session": "kprobe_session", "uprobe.multi": "uprobe_multi",
+    "uretprobe.multi": "uretprobe_multi", "uprobe.session": "uprobe_session",
+}  # fmt: skip
+# How → the field of ``extra`` that carries a cookie.
+COOKIES = {
+    "link": "tracing.cookie",
+    "raw_tracepoint": "raw_tracepoint.cookie",
+    **dict.fromkeys(
+        ("tracepoint", "kprobe", "kretprobe", "ksyscall", "kretsyscall", "uprobe", "uretprobe",
+         "perf_event"), "perf_event.bpf_cookie",
+    ),
+    **dict.fromkeys(
+        ("kprobe_multi", "kretprobe_multi", "kprobe_session", "uprobe_multi", "uretprobe_multi",
+         "uprobe_session"), "cookie",
+    ),
+}  # fmt: skip
+_FAMILIES = {"ipv4": 2, "ipv6": 10}  # NFPROTO_IPV4, NFPROTO_IPV6 (linux/netfilter.h)
+_HOOKS = {"prerouting": 0, "local_in": 1, "forward": 2, "local_out": 3, "postrouting": 4}
+
+
+def how_of(prog_type: int, attach_type: int, section: str) -> str | None:
+    """How a program of this type, expected attach type and section is attached; None: it is not,
+    or not by a Plan (the table above says what then)."""
+    if prog_type in _CGROUP or attach_type == abi.BPF_LSM_CGROUP:
+        return "cgroup"
+    if prog_type in (abi.BPF_PROG_TYPE_TRACING, abi.BPF_PROG_TYPE_LSM):
+        if attach_type == abi.BPF_TRACE_ITER:
+            return "iter"
+        return "link" if attach_type in _TRACING else None
+    if prog_type == abi.BPF_PROG_TYPE_KPROBE:
+        return _PROBES.get(section.lstrip("?").split("/", 1)[0].removesuffix(".s"))
+    if attach_type in (abi.BPF_XDP_DEVMAP, abi.BPF_XDP_CPUMAP):
+        return None  # these run from a map's entry
+    return _BY_TYPE.get(prog_type)
 
 
 def create(executor: Executor, op: LinkCreate, program: int) -> None:
     """Do what ``op`` says; the link's fd goes to its slot, or the journal gets the attachment."""
     how = _HOW.get(op.how)
     if how is None:
-        raise PlanError(f"{op.how!r} is no way to attach; there are: {', '.join(_HOW)}")
+        from pybpf.plan.attach_probe import HOW
+
+        how = HOW.get(op.how)
+        if how is None:
+            known = ", ".join(("link", "raw_tracepoint", *_HOW, *HOW))
+            raise PlanError(f"{op.how!r} is no way to attach; there are: {known}")
     how(executor, op, program)
 
 
 def _open(path: object, flags: int = os.O_RDONLY) -> int:
+    """An fd of the caller's own for a path or an fd."""
+    if isinstance(path, int):
+        return os.dup(path)
     if not isinstance(path, str):
-        raise PlanError(f"a path is needed as the target, not {path!r}")
+        raise PlanError(f"a path or an fd is needed as the target, not {path!r}")
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
@@ -63,7 +183,10 @@ def _open(path: object, flags: int = os.O_RDONLY) -> int:
 
 def _link(executor: Executor, op: LinkCreate, program: int, target: int, **more: int) -> None:
     fields = {**dict(op.extra), **more}
-    fd = bpf.link_create(program, target, op.attach_type, flags=op.flags, **fields)
+    try:
+        fd = bpf.link_create(program, target, op.attach_type, flags=op.flags, **fields)
+    except KernelError as error:
+        raise error.at(target=op.target)  # noqa: B904
     executor._fill_slot(op.dst, fd)
 
 
@@ -76,14 +199,45 @@ def _path(executor: Executor, op: LinkCreate, program: int) -> None:
 
 
 def _interface(executor: Executor, op: LinkCreate, program: int) -> None:
-    if not isinstance(op.target, str):
+    if not isinstance(op.target, str) or not op.target or "/" in op.target:
         raise PlanError(f"the name of a network interface is needed, not {op.target!r}")
     try:
         with open(f"/sys/class/net/{op.target}/ifindex", encoding="ascii") as file:
             index = int(file.read())
     except OSError as error:
         raise fail("open", error.errno or 2, interface=op.target) from None
+    if not op.attach_type:
+        raise PlanError(
+            "a tc program is attached to one direction: give the attach type, BPF_TCX_INGRESS or "
+            "BPF_TCX_EGRESS"
+        )
     _link(executor, op, program, index)
+
+
+def _sockmap(executor: Executor, op: LinkCreate, program: int) -> None:
+    if not isinstance(op.target, int):
+        raise PlanError("the target of a socket map's program is the map's fd slot")
+    target = executor.fd(op.target, "map")
+    try:
+        fd = bpf.link_create(program, target, op.attach_type, flags=op.flags)
+    except KernelError as error:
+        # Socket maps take links since 699c23f02c65 (in 6.10), programs since 4.14.
+        if error.errno != bpf.EINVAL:
+            raise
+        _attach(executor, op, program, os.dup(target))
+        return
+    executor._fill_slot(op.dst, fd)
+
+
+def _netfilter(executor: Executor, op: LinkCreate, program: int) -> None:
+    family, _, hook = str(op.target).partition("/")
+    if family not in _FAMILIES or hook not in _HOOKS:
+        raise PlanError(
+            f"a netfilter hook is FAMILY/HOOK with {', '.join(_FAMILIES)} and "
+            f"{', '.join(_HOOKS)}, not {op.target!r}"
+        )
+    more = {"netfilter.pf": _FAMILIES[family], "netfilter.hooknum": _HOOKS[hook]}
+    _link(executor, op, program, 0, **more)
 
 
 def _iter(executor: Executor, op: LinkCreate, program: int) -> None:
@@ -102,109 +256,12 @@ def _struct_ops(executor: Executor, op: LinkCreate, map_fd: int) -> None:
     executor._fill_slot(op.dst, fd)
 
 
-def _perf_link(executor: Executor, op: LinkCreate, program: int, event: int) -> None:
-    """Attach to a perf event; takes ``event`` over."""
-    keep = False
-    try:
-        try:
-            extra = dict(op.extra)
-            fd = bpf.link_create(program, event, abi.BPF_PERF_EVENT, flags=op.flags, **extra)
-        except KernelError as error:
-            # Before 5.15 (b89fbfbb854c) perf events had no links: EINVAL.
-            if error.errno != bpf.EINVAL or op.extra:
-                raise
-            syscalls.ioctl(event, PERF_EVENT_IOC_SET_BPF, program)
-            syscalls.ioctl(event, PERF_EVENT_IOC_ENABLE)
-            keep = True
-            executor._fill_slot(op.dst, event)
-            executor.notes.append(f"link {op.name} is a perf event: the kernel has no links here")
-            return
-        executor._fill_slot(op.dst, fd)
-        # The link holds the event; only enabling needs the event's own fd.
-        syscalls.ioctl(event, PERF_EVENT_IOC_ENABLE)
-    finally:
-        if not keep:
-            os.close(event)
-
-
-def _perf_open(fields: dict[str, int | bytes], pid: int = -1, cpu: int = 0) -> int:
-    attr = bpf.pack(
-        layouts.ATTR_PERF_EVENT,
-        layouts.SIZE_PERF_EVENT,
-        {"sample_period": 1, "wakeup_events": 1, **fields},
-    )
-    # PERF_ATTR_SIZE_VER5 (4.1): what kprobes need, and no more for the sake of old kernels.
-    bpf.put(attr, layouts.ATTR_PERF_EVENT, "size", 112)
-    return syscalls.perf_event_open(attr, pid, cpu)
-
-
-def _tracepoint(executor: Executor, op: LinkCreate, program: int) -> None:
-    if not isinstance(op.target, str) or op.target.count("/") != 1 or ".." in op.target:
-        raise PlanError(f"a tracepoint is 'category/name', not {op.target!r}")
-    number = None
-    for root in TRACEFS:
-        try:
-            with open(f"{root}/events/{op.target}/id", encoding="ascii") as file:
-                number = int(file.read())
-            break
-        except OSError as error:
-            failed = error
-    if number is None:
-        mounted = any(os.path.isdir(f"{root}/events") for root in TRACEFS)
-        hint = None if mounted else "tracefs is not mounted at /sys/kernel/tracing."
-        raise fail("open", failed.errno or 2, tracepoint=op.target, hint=hint)
-    event = _perf_open(
-        {"type": abi.PERF_TYPE_TRACEPOINT, "config": number, "sample_type": 1 << 10}
-    )
-    _perf_link(executor, op, program, event)
-
-
-def _source(device: str) -> tuple[int, int]:
-    """(perf type of a dynamic PMU, mask of its "retprobe" bit)."""
-    base = f"{EVENT_SOURCES}/{device}"
-    try:
-        with open(f"{base}/type", encoding="ascii") as file:
-            number = int(file.read())
-        with open(f"{base}/format/retprobe", encoding="ascii") as file:
-            bit = int(file.read().strip().removeprefix("config:"))
-    except OSError as error:
-        raise fail("open", error.errno or 2, path=base) from None
-    return number, 1 << bit
-
-
-def _probe(executor: Executor, op: LinkCreate, program: int) -> None:
-    device = "uprobe" if op.how in ("uprobe", "uretprobe") else "kprobe"
-    name, separator, offset = str(op.target).rpartition("+" if device == "kprobe" else ":")
-    if not separator:
-        name, offset = str(op.target), "0"
-    if op.how in ("ksyscall", "kretsyscall"):
-        # arch/{x86,arm64}/include/asm/syscall_wrapper.h
-        name = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}[syscalls.machine()] + name
-    try:
-        at = int(offset, 0)
-    except ValueError:
-        raise PlanError(f"{op.target!r} has no number as its offset") from None
-    number, retprobe = _source(device)
-    held = Pointer(name.encode("utf-8", "surrogateescape") + b"\0")
-    event = _perf_open(
-        {
-            "type": number,
-            "config": retprobe if "ret" in op.how else 0,
-            "config1": held.address,
-            "config2": at,
-        }
-    )
-    _perf_link(executor, op, program, event)
-
-
-def _perf_event(executor: Executor, op: LinkCreate, program: int) -> None:
-    if not isinstance(op.target, int):
-        raise PlanError("the target is the fd of a perf event")
-    _perf_link(executor, op, program, os.dup(op.target))
-
-
 def _prog_attach(executor: Executor, op: LinkCreate, program: int) -> None:
-    target = os.dup(op.target) if isinstance(op.target, int) else _open(op.target)
+    _attach(executor, op, program, _open(op.target))
+
+
+def _attach(executor: Executor, op: LinkCreate, program: int, target: int) -> None:
+    """BPF_PROG_ATTACH; takes ``target`` over."""
     try:
         bpf.prog_attach(program, target, op.attach_type, op.flags)
     except BaseException:
@@ -217,15 +274,9 @@ _HOW: dict[str, Callable[[Executor, LinkCreate, int], None]] = {
     "cgroup": _path,
     "netns": _path,
     "interface": _interface,
+    "sockmap": _sockmap,
+    "netfilter": _netfilter,
     "iter": _iter,
     "struct_ops": _struct_ops,
-    "tracepoint": _tracepoint,
-    "kprobe": _probe,
-    "kretprobe": _probe,
-    "ksyscall": _probe,
-    "kretsyscall": _probe,
-    "uprobe": _probe,
-    "uretprobe": _probe,
-    "perf_event": _perf_event,
     "prog_attach": _prog_attach,
 }

@@ -39,8 +39,8 @@ class Object:
     """
 
     __slots__ = (
-        "_executor", "_others", "choices", "layouts", "links", "logs", "maps", "name", "notes",
-        "plan", "programs", "vars",
+        "_attached", "_executor", "_link_slots", "_others", "choices", "layouts", "links", "logs",
+        "maps", "name", "notes", "plan", "programs", "vars",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, executor: Executor) -> None:
@@ -50,6 +50,8 @@ class Object:
         self.maps: dict[str, Map] = {}
         self.programs: dict[str, Program] = {}
         self.links: dict[str, Link] = {}
+        self._link_slots: dict[str, int] = {}
+        self._attached = False
         self.layouts = plan.layouts
         self.choices = executor.choices
         self.logs = executor.logs
@@ -82,34 +84,124 @@ class Object:
 
     @property
     def attached(self) -> bool:
+        """Whether anything is attached, by ``attach`` or ``attach_program``."""
         return self._executor is not None and bool(self._executor.journal)
 
     def attach(self) -> Self:
         """Run the Plan's attach operations: all succeed, or all are undone and the error raised."""
         executor = self._alive()
-        if self.attached:
+        if self._attached:
             raise UsageError("the object is attached already", object=self.name)
+        mark = len(executor.journal)
         try:
             executor.execute(self.plan.attach)
         except BaseException as error:
-            executor.undo(0, error)
+            executor.undo(mark, error)
             raise
+        self._attached = True
         for name, slot in self.plan.links.items():
             if executor.slots[slot] >= 0:
-                self.links[name] = Link(executor.slots[slot], name)
+                self._keep_link(name, slot)
         return self
 
+    def attach_program(
+        self,
+        name: str,
+        target: Any = None,
+        *,
+        how: str | None = None,
+        attach_type: int | None = None,
+        flags: int = 0,
+        cookie: int = 0,
+        **extra: int,
+    ) -> Link | None:
+        """Attach one program to what its section leaves open; may be called several times.
+
+        target: an interface ("eth0"), a cgroup2 directory, a network namespace file ("/proc/self/
+        ns/net"), "ipv4/local_in" of netfilter, "path:function" of a uprobe, a function or pattern
+        of a kprobe; a map (its name here, or a Map) of sk_msg, sk_skb and iterators over a map's
+        elements; the fd of a perf event. how: as in pybpf.plan.attach, if not the section's own.
+        attach_type: if not the program's own (a tc program's direction). cookie: what
+        bpf_get_attach_cookie gives the program. extra: further fields of BPF_LINK_CREATE with
+        "__" for the dot (netfilter__priority=-100), and ``pid`` of user probes.
+
+        The link is in ``links`` under the program's name (or "name.2" …); None where the kernel
+        has no link there (``how="prog_attach"``). ``detach`` and ``close`` end all of them.
+        """
+        from pybpf.plan import attach as _attach
+        from pybpf.plan import ops as _ops
+
+        executor = self._alive()
+        program = _named(self.programs, name, "program")
+        load = _load_of(self.plan.ops, executor, self.plan.programs[name], name)
+        how = how or _attach.how_of(load.type, load.expected_attach_type, load.section)
+        if how is None:
+            raise UsageError(
+                f"a program of section {load.section!r} is not attached by a link",
+                program=name, hint="pybpf.plan.attach says what is done with it instead.",
+            )  # fmt: skip
+        program.fileno()
+        fields = {key.replace("__", "."): value for key, value in extra.items()}
+        if cookie:
+            if how not in _attach.COOKIES:
+                raise UsageError(f"links of {how} have no cookie", program=name)
+            fields[_attach.COOKIES[how]] = cookie
+        if how == "iter" and target is None:
+            how = "link"
+        mark = len(executor.journal)
+        try:
+            if how in ("sockmap", "iter"):
+                target = self._map_slot(executor, target)
+            elif target is not None and not isinstance(target, (str, int)):
+                target = target.fileno() if hasattr(target, "fileno") else os.fspath(target)
+            executor.slots.append(-1)
+            slot = len(executor.slots) - 1
+            executor.execute((
+                _ops.LinkCreate(
+                    dst=slot, name=name, prog=self.plan.programs[name], how=how, target=target,
+                    attach_type=load.expected_attach_type if attach_type is None else attach_type,
+                    flags=flags, extra=tuple(fields.items()),
+                ),
+            ))  # fmt: skip
+        except BaseException as error:
+            executor.undo(mark, error)
+            raise
+        if executor.slots[slot] < 0:
+            return None
+        number, key = 1, name
+        while key in self.links:
+            number += 1
+            key = f"{name}.{number}"
+        return self._keep_link(key, slot)
+
+    def _keep_link(self, name: str, slot: int) -> Link:
+        assert self._executor is not None
+        self._link_slots[name] = slot
+        self.links[name] = Link(self._executor.slots[slot], name)
+        return self.links[name]
+
+    def _map_slot(self, executor: Executor, target: Any) -> int:
+        """The slot of one of our maps, or a new one for a further fd of somebody's Map."""
+        found = _named(self.maps, target, "map") if isinstance(target, str) else target
+        if not isinstance(found, Map):
+            raise UsageError(f"a map is needed as the target, not {target!r}")
+        executor.slots.append(-1)
+        executor._fill_slot(len(executor.slots) - 1, found.dup())
+        return len(executor.slots) - 1
+
     def detach(self) -> None:
-        """Undo ``attach``, last link first: links are closed, pins it made are removed."""
+        """Undo ``attach`` and ``attach_program``, last link first: links are closed, pins that
+        attach made are removed."""
         executor = self._alive()
         self._give_back_links(executor)
         executor.undo(0)
+        self._attached = False
 
     def _give_back_links(self, executor: Executor) -> None:
         """Links' fds go back to the executor's slots, except those that the user has closed."""
         for name, link in self.links.items():
             if link.closed:
-                executor.slots[self.plan.links[name]] = -1
+                executor.slots[self._link_slots[name]] = -1
             link.fd = -1
         self.links.clear()
 
@@ -216,6 +308,27 @@ class Object:
             f"<Object {self.name} {state}: {len(self.maps)} maps, {len(self.programs)} programs, "
             f"{len(self.links)} links>"
         )
+
+
+def _load_of(operations: Any, executor: Executor, slot: int, name: str) -> Any:
+    """The ProgLoad that filled a slot: with alternatives, that of the one that was taken."""
+    from pybpf.plan import ops as _ops
+
+    for op in operations:
+        found = None
+        if isinstance(op, _ops.ProgLoad) and op.dst == slot:
+            return op
+        if isinstance(op, _ops.Choose):
+            taken = dict(op.alternatives).get(executor.choices.get(op.label, ""), ())
+            found = _load_of(taken, executor, slot, "")
+        elif isinstance(op, _ops.When):
+            branch = op.then if executor.holds(op.condition) else op.otherwise
+            found = _load_of(branch, executor, slot, "")
+        if found is not None:
+            return found
+    if name:
+        raise UsageError("no operation of the Plan has loaded it", program=name)
+    return None
 
 
 def _named(things: dict[str, Any], name: str, what: str) -> Any:
