@@ -379,10 +379,15 @@ PROCESSES = [
     Attempt("attach_other", "ptrace attach to another process", probes_process.ptrace_stranger),
     Attempt("traceme", "PTRACE_TRACEME", probes_process.traceme),
     Attempt("peek", "PTRACE_PEEKTEXT", probes_process.peek),
-    # No hook sees it. It takes deny_ptrace (see test_fsaccess_variants.py) to refuse it.
-    Attempt("limit_poke_text", "limit: PTRACE_POKETEXT into a child's text", probes_process.poke),
-    Attempt("limit_poke_data", "limit: PTRACE_POKEDATA into a child's text", probes_process.poke,
-            True),
+    # No hook sees a poke: the seccomp filter refuses it, armed or not, and no event reports it.
+    # That it succeeds without the filter is shown from before PID 1 installed it (before_filter).
+    Attempt("poke_text", "PTRACE_POKETEXT into a child's text", probes_process.poke,
+            control=refused()),
+    Attempt("poke_data", "PTRACE_POKEDATA into a child's text", probes_process.poke, True,
+            control=refused()),
+    # It respects the protection of pages, so that it takes no hook and no filter.
+    Attempt("vm_write_text", "process_vm_writev into a child's text",
+            probes_process.vm_write_text, control=refused(errno.EFAULT)),
     Attempt("own_text", "own text through /proc/self/mem",
             probes_process.write_own_text, control=refused(errno.EIO)),
     Attempt("ftrace", "writing kernel.ftrace_enabled", write_sysctl,

@@ -39,6 +39,7 @@ __all__ = [
     "add",
     "add_toothless",
     "adopt",
+    "before_filter",
     "build_plan",
     "check",
     "check_toothless",
@@ -119,12 +120,36 @@ def _is_sabotaged() -> bool:
         return _SABOTAGE_WORD in line.read().split()
 
 
+def _pokes() -> dict[str, Outcome]:
+    from tests.vm import probes_process
+
+    return {
+        "peek": probes_process.peek(),
+        "poke_text": probes_process.poke(),
+        "poke_data": probes_process.poke(True),
+    }
+
+
+def before_filter(guest: Guest) -> dict[str, Outcome]:
+    """What came of the attempts on a child's text before PID 1 put itself under the filter."""
+    outcomes = guest.state["before filter"]
+    return outcomes  # type: ignore[no-any-return]
+
+
 def enable(guest: Guest, plan: str = "") -> None:
-    """Switch the policy on; PID 1 owns it, or the process that calls this."""
-    from restrict import fsaccess, lockout
+    """Switch the policy on; PID 1 owns it, or the process that calls this.
+
+    PID 1 puts itself, and so every case, under the seccomp filter first, as ``restrict init``
+    does; not so with a plan that enforces nothing.
+    """
+    from restrict import fsaccess, lockout, seccomp
 
     if _is_sabotaged():
         plan = "toothless"
+    if os.getpid() == 1:
+        guest.state["before filter"] = _pokes()
+        if plan != "toothless":
+            seccomp.install()
     loaded = load_plan(guest, plan)
     if plan == "toothless":
         # enable() refuses a plan with so few programs; here that is what is wanted.

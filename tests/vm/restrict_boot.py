@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """An initramfs whose PID 1 is ``restrict init``, for scenarios that boot by it.
 
-``files(run)`` is what a Scenario's ``initramfs`` wants; ``PROBER`` is what a process that was
-started before the policy, and tries to execute from a tmpfs all the time, has seen.
+``files(run)`` is what a Scenario's ``initramfs`` wants; ``Prober`` is what a process that was
+started before the policy, and tries to execute from a tmpfs all the time, has seen; ``pokes`` is
+what came of writing a child's text before there was a policy or a filter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["HARNESS", "PLAN", "Prober", "configuration", "console", "files", "resumed"]
+__all__ = ["HARNESS", "PLAN", "Prober", "configuration", "console", "files", "pokes", "resumed"]
 
 PLAN = "/run/test/fsaccess.plan"
 HARNESS = "/usr/bin/python3 -s /project/tools/guest/inside/harness.py"
@@ -37,6 +38,15 @@ with open("/probe", "rb") as source:
 fd = os.open("/run/test/program", os.O_WRONLY | os.O_CREAT, 0o755)
 os.write(fd, program)
 os.close(fd)
+child = os.fork()
+if child == 0:
+    from tests.vm import probes_process
+    outcomes = [probes_process.peek(), probes_process.poke(), probes_process.poke(True)]
+    with open("/run/test/pokes", "w") as file:
+        for outcome in outcomes:
+            print(outcome, file=file)
+    os._exit(0)
+os.waitpid(child, 0)
 probe = os.open("/run/test/program", os.O_RDONLY | os.O_CLOEXEC)
 folder = os.open("/run/test", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 result = os.open("/run/test/prober", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
@@ -107,6 +117,12 @@ class Prober:
     def stop() -> None:
         with open("/run/test/stop", "w"):
             pass
+
+
+def pokes() -> list[str]:
+    """Outcomes of PTRACE_PEEKTEXT, POKETEXT and POKEDATA before ``restrict init``."""
+    with open("/run/test/pokes") as file:
+        return file.read().split("\n")[:-1]
 
 
 def console() -> list[str]:

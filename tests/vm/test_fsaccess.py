@@ -6,10 +6,19 @@ from __future__ import annotations
 import errno
 import os
 
-from tests.vm import probes, probes_bpf
+from tests.vm import probes, probes_bpf, probes_process
 from tests.vm.attempts import ATTEMPTS, EXITS, RX, drives, prepare
 from tests.vm.outcome import ALLOWED, refused
-from tests.vm.policy import SABOTAGE, add, add_toothless, counters, policy_of, read_events, unarmed
+from tests.vm.policy import (
+    SABOTAGE,
+    add,
+    add_toothless,
+    before_filter,
+    counters,
+    policy_of,
+    read_events,
+    unarmed,
+)
 from tests.vm.scenario import Guest, Scenario
 
 OFTEN = 10_000
@@ -30,6 +39,15 @@ add(lockdown, ATTEMPTS)
 def is_locked_down(guest: Guest) -> None:
     with open("/sys/kernel/security/lockdown") as file:
         assert "[confidentiality]" in file.read()
+
+
+@fsaccess.case()
+@lockdown.case()
+def pokes_succeed_before_the_filter(guest: Guest) -> None:
+    """The control of poke_text and poke_data: nothing but the filter refuses them."""
+    for name, outcome in before_filter(guest).items():
+        guest.note(f"{name}: {outcome}")
+        guest.expect(outcome, ALLOWED)
 
 
 @fsaccess.case()
@@ -97,3 +115,6 @@ def kfunc_is_used_where_the_kernel_has_it(guest: Guest) -> None:
 toothless = Scenario("toothless", drives=drives(), append="restrict.sabotage=hooks")
 toothless.setup(prepare)
 add_toothless(toothless, ATTEMPTS)
+# Nor is there the filter, so these must not be refused either.
+toothless.probe("poke_text", ALLOWED, probes_process.poke)
+toothless.probe("poke_data", ALLOWED, probes_process.poke, True)

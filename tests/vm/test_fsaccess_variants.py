@@ -174,6 +174,33 @@ def nobody_is_traced(guest: Guest) -> None:
 
 
 @variants.case()
+def no_filter_comes_with_the_policy(guest: Guest) -> None:
+    """An owner that is not PID 1 has none, and says so; its own would cover its children only."""
+    from restrict import seccomp, status
+
+    with enabled(guest):
+        guest.expect(probes_process.poke(), ALLOWED)
+        found = status.read()
+        assert found is not None
+        assert found.poke_refused is False
+        assert "PID 1 has no seccomp filter" in found.poke
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                seccomp.install()
+                os.write(writer, str(seccomp.report()).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        text = os.read(reader, 1000).decode()
+        guest.note(text)
+        assert "(False, " in text
+        assert "not to all others: PID 1 has no seccomp filter" in text
+        guest.expect(probes_process.poke(), ALLOWED)
+
+
+@variants.case()
 def other_filesystems(guest: Guest) -> None:
     """A filesystem type that is not in the list is not trusted on a signed device either."""
     path = "/run/squash/program"

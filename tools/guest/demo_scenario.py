@@ -38,6 +38,7 @@ _FIRST = (
 _LAST = (
     "steal_map", "steal_program", "steal_link", "forge_device", "foreign_map", "list_programs",
     "attach_owner", "read_owner", "get_fd_of_owner", "status_of_owner",
+    "peek", "poke_text", "poke_data",
 )  # fmt: skip
 
 
