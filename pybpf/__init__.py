@@ -162,15 +162,19 @@ def load(
     if variables:
         spec = spec.with_variables(variables)
     plan = _compile(spec, relocate=relocate or "kernel", pin_root=pin_root, export=export)
-    if relocate is not None:
-        return _run.run(plan, log_level=log_level)
     from pybpf.errors import KernelError as _KernelError
+    from pybpf.errors import PybpfError as _PybpfError
 
     try:
+        try:
+            return _run.run(plan, log_level=log_level)
+        except _KernelError as error:
+            # E2BIG: bpf_attr has no core_relos yet (before fbd94c7afcf9, in v5.17)
+            if relocate is not None or error.errno != 7 or error.call != "BPF_PROG_LOAD":
+                raise
+        plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
         return _run.run(plan, log_level=log_level)
-    except _KernelError as error:
-        # E2BIG: bpf_attr has no core_relos yet (before fbd94c7afcf9, in v5.17)
-        if error.errno != 7 or error.call != "BPF_PROG_LOAD":
-            raise
-    plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
-    return _run.run(plan, log_level=log_level)
+    except _PybpfError as error:
+        from pybpf.reloc.refusal import explain as _explain
+
+        raise _explain(error, spec) from error.__cause__

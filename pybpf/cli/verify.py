@@ -185,7 +185,9 @@ def _verify_one(
             entry["insns"] = live.programs[name].info()["xlated_prog_len"] // 8
             entry["log"] = "\n".join(live.logs.values())
     except PybpfError as exc:
-        _refused(entry, exc)
+        from pybpf.reloc.refusal import explain
+
+        _refused(entry, explain(exc, spec))
     entry.update(_statistics(entry["log"]))
 
 

@@ -145,10 +145,13 @@ class ProgramCompiler:
         if self.target is not None:
             found = self.target.types().find(name, kind, module)
             if found is None:
+                from pybpf.reloc.refusal import did_you_mean
+
                 where = f"BTF of module {module}" if module else "BTF of the kernel or its modules"
                 raise RelocationError(
                     f"it attaches to {program.attach_to!r}, and there is no "
-                    f"{KIND_NAMES[kind]} {name!r} in the {where}.",
+                    f"{KIND_NAMES[kind]} {name!r} in the {where}"
+                    f"{did_you_mean(name, kind, self.target.vmlinux)}.",
                     hint="Check the name against `pybpf btf dump`, load the module that has it, "
                     "or switch the program off (with_program(name, autoload=False)).",
                     target=program.attach_to,

@@ -110,8 +110,11 @@ def resolve(spec: ObjectSpec, extern: ExternSpec, kernel: KernelTypes) -> Resolv
     if found is None:
         if extern.weak:
             return Resolved(0)
+        from pybpf.reloc.refusal import did_you_mean
+
         raise RelocationError(
-            f"{what} {name!r} is neither in vmlinux BTF nor in that of any module.",
+            f"{what} {name!r} is neither in vmlinux BTF nor in that of any module"
+            f"{did_you_mean(name, kind, kernel.vmlinux)}.",
             hint="Load the module that has it, use a kernel that has it, or declare it __weak "
             "and test for it.",
             extern=extern.name,

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What a failure to load means in terms of the object: imported after a failure only.
+
+The verifier and the look-up of kernel names speak of numbers and exact names. Here they are put
+back to what the object says: the CO-RE relocation, weak kfunc, map or helper behind a call that
+was refused, and kernel symbols with a name like the one that is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from pybpf.btf.consts import KIND_NAMES
+from pybpf.btf.model import Btf
+from pybpf.errors import FormatError, PybpfError, SymbolNotFoundError, VerifierError
+from pybpf.reloc.core import CoreTarget
+from pybpf.reloc.core_explain import explain_refusal
+from pybpf.reloc.externs import POISON_KFUNC, POISON_MAP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pybpf.spec import ObjectSpec
+
+__all__ = ["did_you_mean", "explain", "nearest_symbols"]
+
+# Parts of kernel names that are put before the name a programmer writes.
+_PREFIXES = ("bpf_lsm_", "btf_trace_", "bpf_iter_", "bpf_struct_ops_")
+_MAX_COMPARED = 4000  # difflib takes some 20 us a name
+
+
+def explain(error: PybpfError, spec: ObjectSpec, target: CoreTarget | None = None) -> PybpfError:
+    """Add to ``error`` what the object and the kernel's BTF tell of it; returns it.
+
+    target: the kernel it was meant for, None for the running one. Nothing is added where nothing
+    certain can be told. Calling it twice changes nothing.
+    """
+    if isinstance(error, VerifierError):
+        explain_refusal(error, spec, target)
+        told = _unknown_call(error.log, spec)
+        if told is not None and told not in error.message:
+            error.message = f"{error.message.rstrip()} {told}"
+    elif isinstance(error, SymbolNotFoundError) and error.hint is None:
+        error.hint = _like(error.names)
+    return error
+
+
+def _unknown_call(log: str, spec: ObjectSpec) -> str | None:
+    """What stood in place of a call of a helper that does not exist."""
+    _, marker, tail = log.rpartition("invalid func unknown#")
+    digits = tail.split(None, 1)[0].rstrip(";,") if tail else ""
+    if not marker or not digits.isdigit():
+        return None
+    number = int(digits)
+    # The executor numbers by symbols of the Plan, so only a single candidate is certain.
+    weak = [e for e in spec.externs.values() if e.kind == "kfunc" and e.weak]
+    if POISON_KFUNC <= number < POISON_KFUNC + 1_000_000:
+        if len(weak) == 1:
+            return f"The weak kfunc is {weak[0].name!r}."
+        return f"The object's weak kfuncs are {', '.join(e.name for e in weak)}." if weak else None
+    maps = list(spec.maps)
+    if POISON_MAP <= number < POISON_MAP + len(maps):
+        return f"The call marks a use of map {maps[number - POISON_MAP]!r}, which is not created."
+    from pybpf.sys.abi_helpers import HELPER_NAMES
+
+    if number < len(HELPER_NAMES):
+        return (
+            f"Helper {number} is bpf_{HELPER_NAMES[number]}: this kernel is older than it, or "
+            "was built without it."
+        )
+    if number < 0xBAD2310:
+        return (
+            f"There is no helper {number} in Linux 7.3 either, which has {len(HELPER_NAMES) - 1}."
+        )
+    return None
+
+
+def _like(names: Collection[str]) -> str | None:
+    """ "The kernel has …" for what a look-up missed ("func name", "struct name (module m)")."""
+    kinds = {text.lower(): number for number, text in enumerate(KIND_NAMES)}
+    told = []
+    for missing in names:
+        kind, _, rest = missing.partition(" ")
+        name = rest.split(" (module ", 1)[0]
+        number = kinds.get(kind.lower())
+        near = nearest_symbols(name, number) if number is not None else []
+        if near:
+            told.append(f"for {name} {' or '.join(near)}")
+    return f"Did you mean {', '.join(told)}?" if told else None
+
+
+def did_you_mean(name: str, kind: int, btf: Btf) -> str:
+    """ " (did you mean …?)" to end a sentence with, or nothing."""
+    near = nearest_symbols(name, kind, btf)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def nearest_symbols(name: str, kind: int, btf: Btf | None = None, count: int = 3) -> list[str]:
+    """Names of ``kind`` in kernel BTF that look like ``name``, nearest first.
+
+    btf: None for the running kernel's vmlinux. An empty list where it cannot be read.
+    """
+    try:
+        return _nearest(name, kind, btf or Btf.vmlinux(), count)
+    except (OSError, FormatError):
+        return []
+
+
+def _nearest(name: str, kind: int, btf: Btf, count: int) -> list[str]:
+    prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
+    bare = name[len(prefix) :]
+    words = {w for w in bare.split("_") if len(w) > 2}
+    start, end = btf.header.str_range
+    compared = []
+    for raw in bytes(btf.data[start:end]).split(b"\0"):
+        # Only names of about the same length are worth comparing.
+        if not raw or abs(len(raw) - len(name)) > max(2, len(bare) // 3):
+            continue
+        text = raw.decode("ascii", "replace")
+        if not text.startswith(prefix):
+            continue
+        rest = text[len(prefix) :]
+        shared = len(words & set(rest.split("_")))
+        if shared or rest[:3] == bare[:3] or rest[-4:] == bare[-4:]:
+            compared.append((-shared, text))
+    compared.sort()
+    texts = [text for _, text in compared[:_MAX_COMPARED]]
+    near = difflib.get_close_matches(name, texts, 4 * count, cutoff=0.75)
+    return [n for n in near if btf.find(n, kind)][:count]
