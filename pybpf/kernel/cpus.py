@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pybpf.errors import FormatError
 
-__all__ = ["parse_cpu_list", "possible_cpus"]
+__all__ = ["online_cpus", "parse_cpu_list", "possible_cpus"]
 
 _SOURCE = "/sys/devices/system/cpu/possible"
+_ONLINE = "/sys/devices/system/cpu/online"
 _count = 0
 
 
@@ -29,3 +30,16 @@ def possible_cpus() -> int:
         with open(_SOURCE, encoding="ascii") as file:
             _count = parse_cpu_list(file.read())
     return _count
+
+
+def online_cpus() -> list[int]:
+    """The numbers of the CPUs that run now."""
+    with open(_ONLINE, encoding="ascii") as file:
+        text = file.read().strip()
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise FormatError(f"{text!r} is no list of CPUs")
+        found += range(int(first), int(last or first) + 1)
+    return found

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from pybpf.kernel.program import Program
+
     Layout = tuple[Any, ...]
 
 __all__ = ["MAPS_WITHOUT_BTF", "PER_CPU", "Map", "create"]
@@ -41,6 +43,24 @@ MAPS_WITHOUT_BTF = frozenset(
         abi.BPF_MAP_TYPE_PROG_ARRAY, abi.BPF_MAP_TYPE_REUSEPORT_SOCKARRAY,
     )
 )  # fmt: skip
+# Types whose values go in as fds and come out as ids of maps and programs.
+_OF_MAPS = frozenset((abi.BPF_MAP_TYPE_ARRAY_OF_MAPS, abi.BPF_MAP_TYPE_HASH_OF_MAPS))
+_OF_FDS = _OF_MAPS | {
+    abi.BPF_MAP_TYPE_PROG_ARRAY, abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY, abi.BPF_MAP_TYPE_CGROUP_ARRAY,
+    abi.BPF_MAP_TYPE_SOCKMAP, abi.BPF_MAP_TYPE_SOCKHASH, abi.BPF_MAP_TYPE_REUSEPORT_SOCKARRAY,
+    abi.BPF_MAP_TYPE_XSKMAP,
+}  # fmt: skip
+# Types whose keys are the numbers from 0 on: none can vanish while they are listed.
+_ARRAYS = frozenset(
+    (
+        abi.BPF_MAP_TYPE_ARRAY, abi.BPF_MAP_TYPE_PERCPU_ARRAY, abi.BPF_MAP_TYPE_PROG_ARRAY,
+        abi.BPF_MAP_TYPE_ARRAY_OF_MAPS, abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY,
+        abi.BPF_MAP_TYPE_CGROUP_ARRAY, abi.BPF_MAP_TYPE_SOCKMAP, abi.BPF_MAP_TYPE_DEVMAP,
+        abi.BPF_MAP_TYPE_CPUMAP, abi.BPF_MAP_TYPE_XSKMAP,
+    )
+)  # fmt: skip
+# What a map type or kernel without batches answers (EINVAL before 5.6, ENOTSUPP for the type).
+_NO_BATCH = (bpf.EINVAL, bpf.ENOTSUPP, 95)
 # Types that take no key at all: queues, stacks, Bloom filters, ring buffers.
 _KEYLESS = frozenset(
     (
@@ -104,8 +124,12 @@ class Map(KernelObject):
     (``pybpf.kernel.layout``); without a layout an int stands for itself where the size is 1, 2, 4
     or 8 bytes. A value of a per-CPU map is a list with one item for each possible CPU.
 
-    Iteration sees a map that changes meanwhile as the kernel does: an element may be missed or,
-    after the deletion of a key, seen again.
+    Iteration gives each key once, also if the current one is deleted meanwhile; of what others
+    add or delete while it runs, an element may be missed. ``items`` reads by batches where kernel
+    and type have them (5.6).
+
+    Maps of maps, of programs and of sockets take a Map, a Program or anything with a fileno() as a
+    value; ``open(key)`` opens the map or program that an element holds.
     """
 
     __slots__ = (
@@ -220,6 +244,8 @@ class Map(KernelObject):
         return data
 
     def _value(self, value: Any) -> bytes:
+        if self.type in _OF_FDS and hasattr(value, "fileno"):
+            return int(value.fileno()).to_bytes(self.value_size, sys.byteorder)
         if not self.per_cpu:
             return self._bytes(value, self.value_size, self.value_layout, "value")
         cpus = possible_cpus()
@@ -292,18 +318,53 @@ class Map(KernelObject):
             raise error.at(map=self._name)  # noqa: B904
         return self._decode(value) if found else default
 
+    def open(self, key: Any) -> Map | Program:
+        """The map or program that an element of a map of maps or a program array holds; the
+        caller closes it. Raises KeyError where the element is empty. Needs CAP_SYS_ADMIN."""
+        if self.type not in _OF_MAPS and self.type != abi.BPF_MAP_TYPE_PROG_ARRAY:
+            raise UsageError("its elements are neither maps nor programs", map=self.name)
+        number = bytearray(self.value_size)
+        try:
+            found = bpf.map_lookup(self.fileno(), self._key(key), number)
+        except KernelError as error:
+            raise error.at(map=self._name)  # noqa: B904
+        if not found:
+            raise KeyError(key)
+        ident = int.from_bytes(number, sys.byteorder)
+        if self.type in _OF_MAPS:
+            return Map.from_id(ident)
+        from pybpf.kernel.program import Program
+
+        return Program.from_id(ident)
+
     def raw_keys(self) -> Iterator[bytes]:
-        """The keys as bytes, in the kernel's order."""
-        key: bytearray | None = None
+        """The keys as bytes, in the kernel's order, each once.
+
+        The key behind the current one is fetched before that is handed out, so the current one
+        may be deleted. If the fetched one vanishes instead, the kernel starts again at the first:
+        then those that were handed out already are passed over.
+        """
+        seen: set[bytes] | None = None if self.type in _ARRAYS else set()
+        key: bytes | None = None
+        waiting: bytes | None = None
         for _ in range(self._iteration_limit()):
             following = bytearray(self.key_size)
             try:
-                if not bpf.map_next_key(self.fileno(), key, following):
-                    return
+                more = bpf.map_next_key(self.fileno(), key, following)
             except KernelError as error:
                 raise error.at(map=self._name)  # noqa: B904
-            key = following
-            yield bytes(following)
+            if waiting is not None:
+                yield waiting
+                waiting = None
+            if not more:
+                return
+            key = bytes(following)
+            if seen is None or key not in seen:
+                waiting = key
+                if seen is not None:
+                    seen.add(key)
+        if waiting is not None:
+            yield waiting
 
     def _iteration_limit(self) -> int:
         # A hash map from which the current key vanishes starts again at its first bucket; a
@@ -315,7 +376,19 @@ class Map(KernelObject):
             yield self._python(key, self.key_layout)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """(key, value) pairs; a key that vanishes between the two calls is left out."""
+        """(key, value) pairs; a key that vanishes meanwhile is left out."""
+        if self.max_entries > 1 and self.type not in _OF_FDS and self.type not in _KEYLESS:
+            batch = self.lookup_batch()
+            try:
+                first = next(batch, None)
+            except KernelError as error:
+                if error.errno not in _NO_BATCH:
+                    raise
+            else:
+                if first is not None:
+                    yield first
+                    yield from batch
+                return
         missing = object()
         for key in self.raw_keys():
             value = self.lookup(key, missing)

@@ -140,10 +140,15 @@ class KernelObject:
         return f"<{type(self).__name__} {self._name or '?'} {state}>"
 
 
-def check_kind(fd: int, kind: str) -> None:
-    """UsageError unless ``fd`` is a BPF object of ``kind`` ("map", "program", "link", "btf")."""
-    names = {"bpf-map": "map", "bpf-prog": "program", "bpf_link": "link", "bpf-link": "link"}
-    names["btf"] = "btf"
+_KINDS = {"bpf-map": "map", "bpf-prog": "program", "bpf_link": "link", "bpf-link": "link",
+          "btf": "btf"}  # fmt: skip
+
+
+def kind_of(fd: int) -> str:
+    """ "map", "program", "link", "btf"; for another fd what /proc says of it ("" without /proc).
+
+    Raises KernelError for an fd that is not open.
+    """
     try:
         target = os.readlink(f"/proc/self/fd/{fd}")
     except OSError as error:
@@ -151,10 +156,18 @@ def check_kind(fd: int, kind: str) -> None:
 
         if os.path.isdir("/proc/self/fd"):
             raise fail("readlink", error.errno or 9, fd=fd) from None
-        return  # no /proc: the first operation will tell
-    found = names.get(target.removeprefix("anon_inode:").strip("[]"))
-    if found != kind:
-        raise UsageError(f"fd {fd} is {found or target}, not a BPF {kind}")
+        return ""
+    return _KINDS.get(target.removeprefix("anon_inode:").strip("[]"), target)
+
+
+def check_kind(fd: int, kind: str) -> None:
+    """UsageError unless ``fd`` is a BPF object of ``kind`` ("map", "program", "link", "btf").
+
+    Without /proc it passes: the first operation will tell.
+    """
+    found = kind_of(fd)
+    if found not in (kind, ""):
+        raise UsageError(f"fd {fd} is {found}, not a BPF {kind}")
 
 
 def pin_hint(path: str) -> str | None:
@@ -193,5 +206,3 @@ def iterate_ids(cmd: int) -> Iterator[int]:
     ident: int | None = 0
     while (ident := bpf.next_id(cmd, ident or 0)) is not None:
         yield ident
-
-

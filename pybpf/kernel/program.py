@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import struct
+import sys
 
 from pybpf.errors import KernelError, VerifierError
+from pybpf.kernel import layout as _layout
 from pybpf.kernel.layout import cstr
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
@@ -17,7 +19,20 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
-__all__ = ["Program", "RunResult", "load_fd"]
+__all__ = ["XDP_MD", "Program", "RunResult", "load_fd"]
+
+# Layout of struct xdp_md, the context of XDP programs (include/uapi/linux/bpf.h); for a test run
+# data and data_end are offsets into the packet's buffer, and data must be that of data_meta's end.
+XDP_MD = (
+    "struct", 24,
+    tuple(
+        (name, 4 * i, ("int", 4, False))
+        for i, name in enumerate(
+            ("data", "data_end", "data_meta", "ingress_ifindex", "rx_queue_index",
+             "egress_ifindex")
+        )
+    ),
+)  # fmt: skip
 
 _POINTERS = frozenset(
     (
@@ -93,11 +108,12 @@ def _refused(error: KernelError, log: bytearray) -> NoReturn:
 
 
 class RunResult:
-    """What BPF_PROG_RUN gave: retval (unsigned 32 bits), duration (ns a run), data, ctx."""
+    """What BPF_PROG_RUN gave: retval (unsigned 32 bits), duration (ns a run), data, and ctx
+    (bytes, or Python values if a layout was given)."""
 
     __slots__ = ("ctx", "data", "duration", "retval")
 
-    def __init__(self, retval: int, duration: int, data: bytes, ctx: bytes) -> None:
+    def __init__(self, retval: int, duration: int, data: bytes, ctx: Any) -> None:
         self.retval = retval
         self.duration = duration
         self.data = data
@@ -180,7 +196,8 @@ class Program(KernelObject):
         self,
         data: Buffer | None = None,
         *,
-        ctx: Buffer | None = None,
+        ctx: Any = None,
+        layout: Any = None,
         data_size: int = 0,
         ctx_size: int = 0,
         repeat: int = 1,
@@ -192,7 +209,16 @@ class Program(KernelObject):
         data_size: room for what the program may have made of ``data`` (0: len(data) + 256).
         A BPF_PROG_TYPE_SYSCALL program (5.14) takes only ``ctx``, which it may change:
         the result's ctx.
+
+        layout: of the context, where it is natural: an exported struct of a SYSCALL program
+        (``obj.layouts["struct args"]``), or XDP_MD. ctx is then Python values, and so is the
+        result's.
         """
+        if layout is not None:
+            ctx = _layout.encode(layout, {} if ctx is None else ctx, sys.byteorder)
+            # A SYSCALL program changes the context in place; the others copy it out.
+            if data is not None and not ctx_size:
+                ctx_size = len(ctx)
         out = bytearray(data_size or len(data) + 256) if data is not None else None
         room = bytearray(ctx_size) if ctx_size else None
         plain = data is None and ctx is not None and not ctx_size
@@ -205,7 +231,8 @@ class Program(KernelObject):
         except KernelError as error:
             raise error.at(program=self._name)  # noqa: B904
         changed = bytes(given) if plain and given is not None else bytes((room or b"")[:got_ctx])
-        return RunResult(retval, duration, bytes((out or b"")[:got]), changed)
+        after = changed if layout is None else _layout.decode(layout, changed, 0, sys.byteorder)
+        return RunResult(retval, duration, bytes((out or b"")[:got]), after)
 
     def attach_socket(self, socket: int, *, reuseport: bool = False) -> None:
         """Filter a socket (its fd) with a program of section "socket" (SO_ATTACH_BPF, 3.19), or

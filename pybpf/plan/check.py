@@ -40,6 +40,8 @@ _PLAN = (
     ("maps", dict), ("programs", dict), ("links", dict), ("variables", dict), ("layouts", dict),
 )  # fmt: skip
 _MOST = 1 << 16
+# Fields of 64 bits; what else is a number is a u32 for the kernel.
+_WIDE = ("extra",)
 # Fields that are fd slots or symbols.
 _SLOTS = ("dst", "map", "src", "prog", "btf", "inner", "attach_prog")
 _SYMBOLS = ("attach_symbol", "value_symbol")
@@ -70,12 +72,80 @@ def check(plan: _ops.Plan) -> None:
             type(name) is not str
             or type(where) is not tuple
             or len(where) != 4
+            or type(where[0]) is not str
             or where[0] not in plan.maps
             or type(where[1]) is not int
             or type(where[2]) is not int
             or min(where[1:3]) < 0
         ):
             raise _bad(f"variable {name!r} has no place in a map")
+        _layout(where[3], f"variable {name!r}")
+    for name, place in plan.maps.items():
+        _layout(place[1], f"map {name!r}")
+        _layout(place[2], f"map {name!r}")
+    for name, form in plan.layouts.items():
+        if type(name) is not str:
+            raise _bad(f"{name!r} is no name of a layout")
+        _layout(form, name)
+
+
+def _fits(name: str, value: int) -> bool:
+    if name in _WIDE:
+        return 0 <= value < 1 << 64
+    return 0 <= value < 1 << 32 or (name == "max_entries" and value == _ops.NR_CPUS)
+
+
+# The numbers and flags that follow the name of a kind of layout (see pybpf.btf.layout).
+_FORMS: dict[Any, tuple[type, ...]] = {
+    "int": (int, bool), "bool": (int,), "float": (int,), "char": (int,), "ptr": (int,),
+    "opaque": (int,), "enum": (int, bool, tuple), "array": (tuple, int, int),
+    "struct": (int, tuple), "union": (int, tuple),
+}  # fmt: skip
+
+
+def _layout(form: Any, of: str) -> None:
+    """Raise FormatError if ``form`` is neither None nor a layout that can be decoded."""
+    if form is not None:
+        _size(form, of)
+
+
+def _size(form: Any, of: str) -> int:
+    """The size in bytes of a layout, checked."""
+    kind = form[0] if type(form) is tuple and form else None
+    types = _FORMS.get(kind) if type(kind) is str else None
+    if types is None or tuple(map(type, form[1:])) != types:
+        raise _bad(f"the layout of {of} has a part {form!r:.80}")
+    size: int = form[1]
+    if kind == "array":
+        inner, count, stride = form[1:]
+        if not 0 <= count < 1 << 32 or not 0 < stride < 1 << 32 or _size(inner, of) > stride:
+            raise _bad(f"the layout of {of} has an array of {count} elements, {stride} bytes apart")
+        size = count * stride
+    elif kind == "enum":
+        _tuples(form[3], ((str,), (int,)), f"the layout of {of}")
+    elif kind in ("struct", "union"):
+        for member in form[2]:
+            _member(member, size, of)
+    if not 0 <= size < 1 << 32 or (size > 16 and kind in ("int", "bool", "char", "ptr", "enum")):
+        raise _bad(f"the layout of {of} has a part of {size} bytes")
+    return size
+
+
+def _member(member: Any, size: int, of: str) -> None:
+    kinds = tuple(map(type, member)) if type(member) is tuple else ()
+    if kinds not in ((str, int, tuple), (str, int, tuple, int, int)):
+        raise _bad(f"the layout of {of} has a member {member!r:.80}")
+    inner = _size(member[2], of)
+    end = member[1] + inner
+    if len(member) > 3:
+        if min(member[3:]) < 0 or member[4] > 8 * inner:
+            raise _bad(f"the layout of {of} has a bit-field {member[0]!r} of {member[4]} bits")
+        # A bit-field's declared type may reach behind the struct that it is packed into.
+        end = member[1] + (member[3] + member[4] + 7) // 8
+    if member[1] < 0 or end > size:
+        raise _bad(f"the layout of {of} has a member {member[0]!r} outside its {size} bytes")
+    if not member[0] and member[2][0] not in ("struct", "union"):
+        raise _bad(f"the layout of {of} has a member without a name")
 
 
 def _operations(plan: _ops.Plan, operations: tuple[Any, ...], depth: int) -> None:
@@ -89,6 +159,8 @@ def _operations(plan: _ops.Plan, operations: tuple[Any, ...], depth: int) -> Non
             value = getattr(op, name)
             if type(value) not in _TYPES[letter]:
                 raise _bad(f"{type(op).__name__}.{name} is a {type(value).__name__}")
+            if type(value) is int and name != "target" and not _fits(name, value):
+                raise _bad(f"{type(op).__name__}.{name} is {value}")
             if value is not None and name in _SLOTS and not 0 <= value < plan.slots:
                 raise _bad(f"{type(op).__name__}.{name} is slot {value} of {plan.slots}")
             if value is not None and name in _SYMBOLS and not 0 <= value < plan.symbols:

@@ -47,7 +47,9 @@ CLASSES: tuple[type, ...] = (
     _ops.ProgLoad, _ops.LinkCreate, _ops.Pin, _ops.Choose, _ops.When, _ops.KconfigFill,
     _ops.StructOpsFill,
 )  # fmt: skip
-_LIMIT = 1 << 30  # no bundle is larger than this
+# Entries may share entries: written out they must not be very many more than are in the file
+# (layouts share a lot, hence the first number), nor nested so deep that recursion fails.
+_SHARED, _GROWTH, _DEPTH = 1 << 20, 8, 200
 
 
 def _sha256(data: bytes | memoryview) -> bytes:
@@ -156,6 +158,10 @@ def from_bytes(data: bytes | bytearray | memoryview) -> _ops.Plan:
 
 def _read(payload: memoryview, count: int) -> _ops.Plan:
     values: list[Any] = []
+    sizes: list[int] = []  # of each entry written out, in entries
+    depths: list[int] = []
+    size_of, depth_of = sizes.__getitem__, depths.__getitem__
+    most = _SHARED + _GROWTH * count
     add, entry, unpack = values.append, _ENTRY.unpack_from, struct.unpack_from
     pos, end = 0, len(payload)
     for number in range(count):
@@ -164,11 +170,19 @@ def _read(payload: memoryview, count: int) -> _ops.Plan:
         if tag in (0x74, 0x64, 0x6F):  # t, d, o
             numbers = unpack(f"<{n}I", payload, pos)
             pos += 4 * n
+            inner = numbers[1:] if tag == 0x6F else numbers
+            if inner and max(inner) >= number:
+                raise FormatError(f"entry {number} of the frozen Plan refers forward.")
+            sizes.append(1 + sum(map(size_of, inner)))
+            depths.append(1 + max(map(depth_of, inner), default=0))
+            if sizes[-1] > most or depths[-1] > _DEPTH:
+                raise FormatError(
+                    f"entry {number} of the frozen Plan is "
+                    + ("larger than its file explains." if sizes[-1] > most else "nested too deep.")
+                )
             if tag == 0x6F:
                 add(_operation(numbers, values))
                 continue
-            if numbers and max(numbers) >= number:
-                raise FormatError(f"entry {number} of the frozen Plan refers forward.")
             items = [values[i] for i in numbers]
             if tag == 0x74:
                 add(tuple(items))
@@ -179,6 +193,8 @@ def _read(payload: memoryview, count: int) -> _ops.Plan:
         pos += n
         if pos > end:
             raise FormatError(f"entry {number} of the frozen Plan is cut short.")
+        sizes.append(1 + (n >> 6))
+        depths.append(0)
         if tag == 0x69:  # i
             add(unpack("<q", body)[0])
         elif tag == 0x62:  # b

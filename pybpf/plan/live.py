@@ -31,7 +31,7 @@ class Object:
 
     maps, programs, links: {name: live object}. A name whose operation did not run (a condition
     of the Plan) is not there. vars: the object's global variables. layouts: {type name: layout}.
-    choices: which alternative each Choose of the Plan took. logs: verifier logs asked for.
+    arenas: {name: (address, bytes)}, see pybpf.kernel.arena. choices: which alternative each Choose of the Plan took. logs: verifier logs asked for.
 
     close() closes links first, in the reverse order of their making, then programs, maps and BTF;
     closing a link detaches its program unless the link is pinned. Leaving a ``with`` block
@@ -39,8 +39,8 @@ class Object:
     """
 
     __slots__ = (
-        "_attached", "_executor", "_link_slots", "_others", "choices", "layouts", "links", "logs",
-        "maps", "name", "notes", "plan", "programs", "vars",
+        "_attached", "_executor", "_link_slots", "_others", "arenas", "choices", "layouts", "links",
+        "logs", "maps", "name", "notes", "plan", "programs", "vars",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, executor: Executor) -> None:
@@ -76,6 +76,12 @@ class Object:
             for entry in executor.journal
             if entry[0] == "fd" and isinstance(entry[1], int) and entry[1] not in owned
         ]
+        # {name: (address, bytes)} of the arenas in this process' memory; close() unmaps them.
+        self.arenas: dict[str, tuple[int, int]] = {}
+        places = {entry[1]: entry[2:] for entry in executor.journal if entry[0] == "arena"}
+        for name, (slot, _key, _value) in plan.maps.items():
+            if slot in places:
+                self.arenas[name] = places[slot]  # type: ignore[assignment]
         self.vars = Variables(plan, self.maps)
         # From here on this object owns the fds; pins that were made stay.
         executor.journal.clear()
@@ -225,6 +231,14 @@ class Object:
         self._give_back_links(executor)
         fds: list[int] = []
         failed: Exception | None = None
+        for address, size in set(self.arenas.values()):
+            from pybpf.kernel import arena
+
+            try:
+                arena.unmap(address, size)
+            except KernelError as error:
+                failed = error
+        self.arenas.clear()
         for entry in reversed(executor.journal):
             if entry[0] == "fd" and isinstance(entry[1], int):
                 fds.append(executor.slots[entry[1]])

@@ -155,6 +155,13 @@ class Executor:
                 os.close(fd)
         elif kind == "pin":
             os.unlink(str(entry[1]))
+        elif kind == "arena":
+            from pybpf.kernel import arena
+
+            slot, address, size = entry[1:]
+            assert isinstance(address, int)
+            assert isinstance(size, int)
+            arena.unmap(address, size)
         elif kind == "attached":
             prog, target, attach_type = entry[1:]
             assert isinstance(prog, int)
@@ -267,8 +274,20 @@ class Executor:
             attributes["value_type_id"] = op.value_type_id
         fd = self._create(op, entries, attributes, with_btf)
         self._fill_slot(op.dst, fd)
+        if op.type == abi.BPF_MAP_TYPE_ARENA:
+            self._map_arena(op.dst, entries, op.extra)
         if op.pin_path is not None:
             self._pin_path(fd, op.pin_path, map=op.name)
+
+    def _map_arena(self, slot: int, pages: int, address: int) -> None:
+        """An arena needs its address before a program of it is loaded."""
+        from pybpf.kernel import arena
+
+        try:
+            where, size = arena.map_fd(self.slots[slot], pages, address)
+        except KernelError as error:
+            raise error.at(map=self._slot_name(slot))  # noqa: B904
+        self.journal.append(("arena", slot, where, size))
 
     def _create(
         self, op: _ops.MapCreate, entries: int, attributes: dict[str, int | None], with_btf: bool
