@@ -34,8 +34,9 @@ Layout = tuple[Any, ...]
 
 # C allows deeper nesting, nobody uses it; a struct that contains itself would be endless.
 _MAX_DEPTH = 32
-# A type shared by many members counts each time: bounds what hostile BTF can blow up.
-_MAX_NODES = 100_000
+# Parts of a layout written out. A type shared by many members counts each time: 32 structs that
+# have the one before twice would otherwise be 2^32 parts for whoever prints or decodes them.
+_MAX_PARTS = 100_000
 
 
 def layout(btf: Btf, type_id: int) -> Layout:
@@ -50,22 +51,37 @@ class _Builder:
     def __init__(self, btf: Btf) -> None:
         self.btf = btf
         self.done: dict[int, Layout] = {}
-        self.nodes = 0
+        self.parts: dict[int, int] = {}  # of each of these, written out
+        self.sum = 0  # of the parts below the type being laid out
 
     def build(self, type_id: int, depth: int) -> Layout:
         found = self.btf.type(type_id)
         target = self.btf.skip(found.size_or_type if found.kind == KIND_VAR else type_id)
         if target.id in self.done:
+            self._count(target, self.parts[target.id])
             return self.done[target.id]
-        self.nodes += 1
-        if depth > _MAX_DEPTH or self.nodes > _MAX_NODES:
+        if depth > _MAX_DEPTH:
             raise FormatError(
                 f"type [{target.id}] {target.kind_name} {target.name or '(anon)'} is nested more "
                 f"than {_MAX_DEPTH} deep",
                 btf=self.btf.label,
             )
+        above, self.sum = self.sum, 0
+        self._count(target, 1 + target.vlen)
         result = self.done[target.id] = self._one(target, depth)
+        self.parts[target.id] = self.sum
+        self.sum = above
+        self._count(target, self.parts[target.id])
         return result
+
+    def _count(self, target: Type, parts: int) -> None:
+        self.sum += parts
+        if self.sum > _MAX_PARTS:
+            raise FormatError(
+                f"type [{target.id}] {target.kind_name} {target.name or '(anon)'} makes a layout "
+                f"of more than {_MAX_PARTS} parts",
+                btf=self.btf.label,
+            )
 
     def _one(self, target: Type, depth: int) -> Layout:
         kind = target.kind
@@ -81,7 +97,9 @@ class _Builder:
         if kind == KIND_ARRAY:
             element, _index, nelems = target.array
             stride = self.btf.size(element)
-            self.btf.size(target.id)  # raises where nelems * stride overflows
+            if not self.btf.size(target.id):  # raises where nelems * stride overflows
+                # Elements without a size take no place, however many there are said to be.
+                return ("opaque", 0)
             return ("array", self.build(element, depth + 1), nelems, stride)
         if kind in (KIND_STRUCT, KIND_UNION):
             return self._composite(target, depth)
@@ -91,6 +109,12 @@ class _Builder:
         fields: list[tuple[Any, ...]] = []
         for member in target.members:
             size = self.btf.size(member.type)
+            if not member.name and self.btf.skip(member.type).kind not in (
+                KIND_STRUCT,
+                KIND_UNION,
+            ):
+                # The padding that `int : 3;` makes; compilers leave it out of BTF.
+                continue
             if member.bit_size:
                 # The storage unit that holds all of it, aligned to the declared type's size.
                 start = member.bit_offset // 8

@@ -9,7 +9,7 @@ from pybpf.asm.disasm import disasm
 from pybpf.cli.common import add_target, read_object, target_of, warn
 from pybpf.compiler.core import source_of
 from pybpf.compiler.listing import ProgramListing, listing
-from pybpf.errors import UsageError
+from pybpf.errors import FormatError, PybpfError, UsageError
 from pybpf.spec import ObjectSpec
 
 __all__ = ["add", "run"]
@@ -28,20 +28,27 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the listing; 1 if a program could not be relocated."""
     spec = read_object(args.object)
+    status = 0
     if args.raw:
         for function in spec.functions:
             if args.program and function.name not in args.program:
                 continue
+            try:
+                listed = disasm(function.insns, spec.byteorder)
+            except PybpfError as exc:
+                status = 1
+                where = {"section": function.section, "function": function.name}
+                warn("disasm", str(exc.at(object=args.object, **where)))
+                continue
             print(f"{function.section} {function.name}:")
-            for line in disasm(function.insns, spec.byteorder):
+            for line in listed:
                 print(f"  {line}")
-        return 0
+        return status
     unknown = [name for name in args.program if name not in spec.programs]
     if unknown:
         raise UsageError(
             f"there is no program {unknown[0]!r}; programs: {', '.join(spec.programs)}."
         )
-    status = 0
     for program in listing(spec, target_of(args)).programs:
         if args.program and program.program.name not in args.program:
             continue
@@ -49,7 +56,12 @@ def run(args: argparse.Namespace) -> int:
             status = 1
             warn("disasm", str(program.error))
             continue
-        _print(spec, program)
+        try:
+            _print(spec, program)
+        except FormatError as exc:
+            status = 1
+            place = {"section": program.program.section, "program": program.program.name}
+            warn("disasm", str(exc.at(object=args.object, **place)))
     return status
 
 
@@ -62,8 +74,9 @@ def _print(spec: ObjectSpec, program: ProgramListing) -> None:
         for row in function.lines:
             text = spec.btf.name(row.line_off).strip() if spec.btf is not None else ""
             sources[start + row.insn] = f"{text} @ {source_of(spec, function, row.insn)}"
+    listed = disasm(program.insns, spec.byteorder)
     print(f"{program.program.section} {program.program.name}:")
-    for line in disasm(program.insns, spec.byteorder):
+    for line in listed:
         slot = int(line.split(":", 1)[0]) if line.split(":", 1)[0].strip().isdigit() else -1
         if slot in starts and slot:
             print(f" {starts[slot].name}:")

@@ -28,7 +28,11 @@ def run(args: argparse.Namespace) -> int:
         if head != b"\x7fELF":
             from pybpf.plan.frozen import from_bytes
 
-            return _plan(from_bytes(head + file.read()), args)
+            try:
+                plan = from_bytes(head + file.read())
+            except PybpfError as exc:
+                raise exc.at(file=args.file) from exc.__cause__
+            return _plan(plan, args)
     found = _object(read_object(args.file))
     if args.json:
         emit({"object": args.file, **found})

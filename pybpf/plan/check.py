@@ -159,12 +159,12 @@ def _operations(plan: _ops.Plan, operations: tuple[Any, ...], depth: int) -> Non
             value = getattr(op, name)
             if type(value) not in _TYPES[letter]:
                 raise _bad(f"{type(op).__name__}.{name} is a {type(value).__name__}")
-            if type(value) is int and name != "target" and not _fits(name, value):
-                raise _bad(f"{type(op).__name__}.{name} is {value}")
             if value is not None and name in _SLOTS and not 0 <= value < plan.slots:
                 raise _bad(f"{type(op).__name__}.{name} is slot {value} of {plan.slots}")
             if value is not None and name in _SYMBOLS and not 0 <= value < plan.symbols:
                 raise _bad(f"{type(op).__name__}.{name} is symbol {value} of {plan.symbols}")
+            if type(value) is int and name != "target" and not _fits(name, value):
+                raise _bad(f"{type(op).__name__}.{name} is {value}")
         more = _MORE.get(type(op))
         if more is not None:
             more(plan, op, depth)

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What is fuzzed: each target takes bytes through one part of pybpf, offline.
+
+Only pybpf's own errors may come out, and they must say something and name the object.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from pybpf.asm.disasm import disasm
+from pybpf.asm.insn import decode, encode
+from pybpf.btf import cdecl, sanitize
+from pybpf.btf.layout import layout
+from pybpf.btf.model import Btf
+from pybpf.cli import inspect
+from pybpf.compiler.compile import compile
+from pybpf.compiler.listing import listing
+from pybpf.compiler.target import Target
+from pybpf.elf.reader import read
+from pybpf.errors import PybpfError
+from pybpf.kernel.layout import decode as decode_value
+from pybpf.kernel.layout import size_of
+from pybpf.kernel.verifier_log import explain, summarize
+from pybpf.plan import explain as plan_explain
+from pybpf.plan.frozen import from_bytes, to_bytes
+from tools.corpus_compare import TREE, find_corpus
+from tools.fuzzing.binary import (
+    mutate_btf,
+    mutate_bytes,
+    mutate_elf,
+    mutate_insns,
+    mutate_plan,
+)
+
+__all__ = ["NAME", "TARGETS", "Finding", "FuzzTarget", "prepare"]
+
+NAME = "fuzzed"  # what the input is called: errors must name it
+_LARGEST = 64 << 10  # seeds above this cost more than they find
+
+
+class Finding(Exception):
+    """Something that is wrong although nothing was raised: an error that says too little."""
+
+
+class FuzzTarget(NamedTuple):
+    """run: takes an input; mutate: structured mutation; seeds: inputs to start from."""
+
+    run: Callable[[bytes], None]
+    mutate: Callable[[bytes, Random], bytes]
+    seeds: Callable[[], Iterator[bytes]]
+
+
+def _judge(error: PybpfError, *, named: bool = True) -> None:
+    text = str(error)
+    if not error.message.strip() or "\n\n" in text:
+        raise Finding(f"the error is empty or more than a paragraph: {text!r}")
+    if named and NAME not in text:
+        raise Finding(f"the error does not name the object: {text}")
+
+
+@cache
+def _kernel() -> Target:
+    corpus = find_corpus()
+    files = sorted(corpus.glob("btf/*.btf.xz")) if corpus is not None else []
+    if not files:
+        return Target(btf=Btf.vmlinux())
+    with lzma.open(files[0]) as file:
+        return Target(btf=Btf.parse(file.read(), name="kernel"), version=0x060C00)
+
+
+def prepare() -> None:
+    """Read what every input needs, so that no single one is charged for it."""
+    _kernel()
+
+
+# --- objects ----------------------------------------------------------------------------------
+
+
+def _objects() -> Iterator[Path]:
+    corpus = find_corpus()
+    if corpus is not None:
+        yield from sorted(corpus.glob("objects/*/*.o"))
+    yield from sorted((TREE / "tests/objects").glob("*.o"))
+    yield from sorted((TREE / "bpf/objects").glob("*.o"))
+
+
+def _object_seeds() -> Iterator[bytes]:
+    for path in _objects():
+        if path.stat().st_size <= _LARGEST:
+            yield path.read_bytes()
+
+
+def _elf(data: bytes) -> None:
+    """ELF → spec → Plans and instructions → bytes → Plan → words."""
+    try:
+        spec = read(data, name=NAME)
+    except PybpfError as error:
+        _judge(error)
+        return
+    json.dumps(inspect._object(spec))
+    for function in spec.functions:
+        try:
+            disasm(function.insns, spec.byteorder)
+        except PybpfError as error:
+            _judge(error, named=False)
+    kernel = _kernel()
+    for relocate in ("kernel", "python"):
+        try:
+            plan = compile(spec, kernel, relocate=relocate)
+            frozen = to_bytes(plan)
+        except PybpfError as error:
+            _judge(error)
+            continue
+        again = from_bytes(frozen)
+        if to_bytes(again) != frozen:
+            raise Finding("a Plan is another one after freezing")
+        plan_explain.to_text(again)
+    try:
+        found = listing(spec, kernel)
+    except PybpfError as error:
+        _judge(error)
+        return
+    for program in found.programs:
+        if program.error is not None:
+            _judge(program.error)
+    json.dumps(found.as_json(NAME))
+
+
+# --- frozen Plans -----------------------------------------------------------------------------
+
+
+def _plan_seeds() -> Iterator[bytes]:
+    for path in sorted((TREE / "bpf/objects").glob("*.plan")):
+        yield path.read_bytes()
+    for number, path in enumerate(_objects()):
+        if path.stat().st_size > _LARGEST or number % 3:
+            continue
+        try:
+            yield to_bytes(compile(read(path), _kernel(), relocate="kernel"))
+        except PybpfError:
+            pass  # of the other byte order
+
+
+def _plan(data: bytes) -> None:
+    try:
+        plan = from_bytes(data)
+    except PybpfError as error:
+        _judge(error, named=False)
+        return
+    plan_explain.to_text(plan)
+    json.dumps(plan_explain.to_json(plan))
+    frozen = to_bytes(plan)
+    if to_bytes(from_bytes(frozen)) != frozen:
+        raise Finding("a Plan is another one after freezing")
+
+
+# --- BTF --------------------------------------------------------------------------------------
+
+
+def _btf_seeds() -> Iterator[bytes]:
+    for path in _objects():
+        try:
+            spec = read(path)
+        except PybpfError:
+            continue
+        if spec.btf is not None and len(spec.btf.data) <= _LARGEST // 2:
+            yield spec.btf.raw()
+
+
+def _btf(data: bytes) -> None:
+    try:
+        btf = Btf.parse(data, name=NAME)
+    except PybpfError as error:
+        _judge(error)
+        return
+    for work in (_every_type, _whole):
+        try:
+            work(btf)
+        except PybpfError as error:
+            _judge(error)
+
+
+def _every_type(btf: Btf) -> None:
+    for number in range(min(btf.count, 2000) + 1):
+        try:
+            found = btf.type(number)
+            btf.candidates(btf.name(found.name_off))
+            cdecl.declare(btf, number, "x")
+            cdecl.definition(btf, number)
+            form = layout(btf, number)
+            size = size_of(form)
+            if size <= 4096:
+                decode_value(form, bytes(size))
+        except PybpfError as error:
+            _judge(error)
+
+
+def _whole(btf: Btf) -> None:
+    cdecl.dump(btf)
+    sanitize.sanitize(btf, sanitize.needed(btf))
+
+
+@cache
+def _core_specs() -> tuple[object, ...]:
+    wanted = ("features", "lsm", "module", "struct_ops")
+    return tuple(read(TREE / "tests/objects" / f"{name}.bpf.o") for name in wanted)
+
+
+def _core(data: bytes) -> None:
+    """The input as the kernel's BTF: the target of CO-RE relocations."""
+    try:
+        kernel = Target(btf=Btf.parse(data, name=NAME))
+    except PybpfError as error:
+        _judge(error)
+        return
+    for spec in _core_specs():
+        try:
+            for program in listing(spec, kernel).programs:  # type: ignore[arg-type]
+                if program.error is not None:
+                    _judge(program.error, named=False)
+        except PybpfError as error:
+            _judge(error, named=False)
+
+
+# --- text and instructions --------------------------------------------------------------------
+
+
+def _log_seeds() -> Iterator[bytes]:
+    for path in sorted((TREE / "tests/unit/verifier_logs").glob("*.json")):
+        for _errno, log in json.loads(path.read_text())["logs"].values():
+            yield log.encode()
+
+
+def _log(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    found = summarize(text)
+    if not found.strip() and text.strip():
+        raise Finding("a log that says something has an empty summary")
+    explain(text)
+
+
+def _mutate_log(data: bytes, rng: Random) -> bytes:
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    how = rng.randrange(4)
+    if how == 0:
+        lines[at:at] = [rng.choice(lines)] * rng.choice((1, 1, 1000))
+    elif how == 1:
+        del lines[at]
+    elif how == 2:
+        lines[at] = mutate_bytes(lines[at], rng)
+    else:
+        other = rng.randrange(len(lines))
+        lines[at], lines[other] = lines[other], lines[at]
+    return b"\n".join(lines)
+
+
+def _insn_seeds() -> Iterator[bytes]:
+    for path in list(_objects())[::4]:
+        try:
+            spec = read(path)
+        except PybpfError:
+            continue
+        for function in spec.functions[:3]:
+            yield (b"\1" if spec.byteorder == "big" else b"\0") + function.insns
+
+
+def _insns(data: bytes) -> None:
+    order = "big" if data[:1] == b"\1" else "little"
+    try:
+        found = decode(data[1:], order)
+        # The second half of a 64-bit load has unused fields, which need not survive.
+        again = encode(found, order)
+        if len(again) != len(data) - 1 or decode(again, order) != found:
+            raise Finding("instructions are others after encoding")
+        disasm(data[1:], order)
+    except PybpfError as error:
+        _judge(error, named=False)
+
+
+def _mutate_insns(data: bytes, rng: Random) -> bytes:
+    return data[:1] + mutate_insns(data[1:], rng)
+
+
+TARGETS = {
+    "elf": FuzzTarget(_elf, mutate_elf, _object_seeds),
+    "plan": FuzzTarget(_plan, mutate_plan, _plan_seeds),
+    "btf": FuzzTarget(_btf, mutate_btf, _btf_seeds),
+    "core": FuzzTarget(_core, mutate_btf, _btf_seeds),
+    "log": FuzzTarget(_log, _mutate_log, _log_seeds),
+    "disasm": FuzzTarget(_insns, _mutate_insns, _insn_seeds),
+}
