@@ -221,12 +221,12 @@ class Program(KernelObject):
                 ctx_size = len(ctx)
         out = bytearray(data_size or len(data) + 256) if data is not None else None
         room = bytearray(ctx_size) if ctx_size else None
-        plain = data is None and ctx is not None and not ctx_size
+        plain = data is None and not ctx_size
         given = bytearray(ctx) if plain and ctx is not None else ctx
         try:
             retval, duration, got, got_ctx = bpf.prog_run(
                 self.fileno(), data_in=data, data_out=out, ctx_in=given, ctx_out=room,
-                repeat=0 if plain else repeat, flags=flags, cpu=cpu,
+                repeat=0 if plain and repeat == 1 else repeat, flags=flags, cpu=cpu,
             )  # fmt: skip
         except KernelError as error:
             raise error.at(program=self._name)  # noqa: B904

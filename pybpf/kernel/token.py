@@ -36,13 +36,12 @@ class Token(KernelObject):
         Raises KernelError: EOPNOTSUPP in the initial user namespace, EPERM without CAP_BPF in
         the mount's user namespace or in another one, ENOENT if nothing is delegated.
         """
-        if isinstance(bpffs, int):
-            fd = os.dup(bpffs)
-        else:
-            try:
-                fd = os.open(bpffs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                raise fail("open", error.errno or 2, path=bpffs) from None
+        # fsmount(2) gives an fd that stands for a path only, which BPF_TOKEN_CREATE does not take.
+        path, folder = (".", bpffs) if isinstance(bpffs, int) else (bpffs, None)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        except OSError as error:
+            raise fail("open", error.errno or 2, path=bpffs) from None
         try:
             return cls(bpf.token_create(fd), "token")
         except KernelError as error:

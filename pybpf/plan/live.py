@@ -31,7 +31,8 @@ class Object:
 
     maps, programs, links: {name: live object}. A name whose operation did not run (a condition
     of the Plan) is not there. vars: the object's global variables. layouts: {type name: layout}.
-    arenas: {name: (address, bytes)}, see pybpf.kernel.arena. choices: which alternative each Choose of the Plan took. logs: verifier logs asked for.
+    arenas: {name: (address, bytes)}, see pybpf.kernel.arena. choices: which alternative each
+    Choose of the Plan took. logs: verifier logs asked for.
 
     close() closes links first, in the reverse order of their making, then programs, maps and BTF;
     closing a link detaches its program unless the link is pinned. Leaving a ``with`` block

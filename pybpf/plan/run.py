@@ -334,6 +334,8 @@ class Executor:
                 map=op.name,
                 hint="Remove the pin or load the object that made it.",
             )
+        if op.type == abi.BPF_MAP_TYPE_ARENA:
+            self._map_arena(op.dst, entries, op.extra)
 
     def _map_fill(self, op: _ops.MapFill) -> None:
         if op.map in self.reused:

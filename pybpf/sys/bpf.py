@@ -343,7 +343,8 @@ def prog_run(
 
     BPF_PROG_TYPE_SYSCALL: ctx_in only (5.14).
     """
-    held = [Pointer(part) for part in (data_in, data_out, ctx_in, ctx_out)]
+    # An address without a size is refused (kernel/bpf/syscall.c: bpf_prog_test_run).
+    held = [Pointer(part or None) for part in (data_in, data_out, ctx_in, ctx_out)]
     layout = layouts.ATTR_PROG_RUN
     attr = pack(
         layout,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Every way of attaching on stock kernels: tests/kernel/test_attach.py in the guests.
+"""Attaching and live objects on stock kernels: modules of tests/kernel in the guests.
 
 Each test there shows an effect. What a kernel lacks is named here; anything else that is skipped
 is a failure.
@@ -24,20 +24,33 @@ def network(guest: Guest) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
-@attaching.case(timeout=400.0)
-def every_way_shows_its_effect(guest: Guest) -> None:
-    lacking = ABSENT.get(guest.lane, ())
+def run_module(guest: Guest, name: str, lacking: tuple[str, ...] = ()) -> None:
+    """Run one module of tests/kernel; what it skips must be in ``lacking``."""
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
+            sys.executable, "-m", "pytest", "-q", "-rA", "--tb=short", "-p", "no:cacheprovider",
             "--rootdir=/project", "-c", "/dev/null", "-o", "pythonpath=/project",
-            "-o", "markers=kernel", "--import-mode=importlib", "-rA", "--tb=short",
-            "/project/tests/kernel/test_attach.py",
+            "-o", "markers=kernel", "--import-mode=importlib", f"/project/tests/kernel/{name}.py",
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/tmp",
     )  # fmt: skip
     print(done.stdout)
-    assert done.returncode == 0, "tests/kernel/test_attach.py failed"
+    assert done.returncode == 0, f"tests/kernel/{name}.py failed"
     skips = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
-    surprising = [line for line in skips if not any(f"no {name} here" in line for name in lacking)]
+    surprising = [line for line in skips if not any(f"no {what} here" in line for what in lacking)]
     assert not surprising, surprising
+
+
+@attaching.case(timeout=400.0)
+def every_way_shows_its_effect(guest: Guest) -> None:
+    run_module(guest, "test_attach", ABSENT.get(guest.lane, ()))
+
+
+@attaching.case(timeout=200.0)
+def buffers(guest: Guest) -> None:
+    run_module(guest, "test_buffers")
+
+
+@attaching.case(timeout=200.0)
+def live_objects(guest: Guest) -> None:
+    run_module(guest, "test_live_objects")
