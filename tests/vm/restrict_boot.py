@@ -128,7 +128,7 @@ def pokes() -> list[str]:
 def console() -> list[str]:
     """What restrict said in the kernel's log."""
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    found = []
+    found: list[str] = []
     while True:
         try:
             text = os.read(fd, 8192).decode().split("\n")[0].partition(";")[2]
