@@ -35,10 +35,14 @@ if TYPE_CHECKING:
         UsageError,
         VerifierError,
     )
+    from pybpf.kernel.arena import Arena
     from pybpf.kernel.link import Link
     from pybpf.kernel.map import Map
+    from pybpf.kernel.perfbuf import PerfBuffer
     from pybpf.kernel.program import Program
     from pybpf.kernel.ringbuf import RingBuffer
+    from pybpf.kernel.token import Token
+    from pybpf.kernel.user_ringbuf import UserRingBuffer
     from pybpf.plan.frozen import from_bytes, to_bytes
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
@@ -49,6 +53,7 @@ __version__ = "0.1.0"
 
 # Name → the module that has it.
 _WHERE = {
+    "Arena": "pybpf.kernel.arena",
     "Btf": "pybpf.btf.model",
     "CompileError": "pybpf.errors",
     "FormatError": "pybpf.errors",
@@ -57,6 +62,7 @@ _WHERE = {
     "Map": "pybpf.kernel.map",
     "Object": "pybpf.plan.live",
     "ObjectSpec": "pybpf.spec",
+    "PerfBuffer": "pybpf.kernel.perfbuf",
     "Plan": "pybpf.plan.ops",
     "PlanError": "pybpf.errors",
     "Program": "pybpf.kernel.program",
@@ -65,7 +71,9 @@ _WHERE = {
     "RingBuffer": "pybpf.kernel.ringbuf",
     "SymbolNotFoundError": "pybpf.errors",
     "Target": "pybpf.compiler.target",
+    "Token": "pybpf.kernel.token",
     "UsageError": "pybpf.errors",
+    "UserRingBuffer": "pybpf.kernel.user_ringbuf",
     "VerifierError": "pybpf.errors",
     "compile": "pybpf.compiler.compile",
     "compile_alternatives": "pybpf.compiler.compile",
@@ -76,6 +84,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Arena",
     "Btf",
     "CompileError",
     "FormatError",
@@ -84,6 +93,7 @@ __all__ = [
     "Map",
     "Object",
     "ObjectSpec",
+    "PerfBuffer",
     "Plan",
     "PlanError",
     "Program",
@@ -92,7 +102,9 @@ __all__ = [
     "RingBuffer",
     "SymbolNotFoundError",
     "Target",
+    "Token",
     "UsageError",
+    "UserRingBuffer",
     "VerifierError",
     "compile",
     "compile_alternatives",

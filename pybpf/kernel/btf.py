@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pybpf.errors import KernelError
+from pybpf.errors import KernelError, SymbolNotFoundError
 from pybpf.kernel.layout import cstr
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["BtfObject", "load_fd"]
+__all__ = ["BtfObject", "function_of", "load_fd"]
 
 
 def load_fd(data: bytes | bytearray | memoryview) -> int:
@@ -36,6 +36,28 @@ def load_fd(data: bytes | bytearray | memoryview) -> int:
         if lines:
             first.message += f" The kernel says: {lines[-1].strip()}"
         raise first
+
+
+def function_of(program_fd: int, name: str) -> int:
+    """BTF id of a global function of a loaded program, for freplace and for tracing programs.
+
+    Raises SymbolNotFoundError if the program has no such function or was loaded without BTF.
+    """
+    from pybpf.kernel.btf_lookup import find_ids
+
+    info = bytearray(layouts.SIZE_INFO_PROG)
+    bpf.obj_get_info(program_fd, info)
+    ident = bpf.get(info, layouts.INFO_PROG, "btf_id")
+    found = 0
+    if ident:
+        with BtfObject.from_id(ident) as btf:
+            _, (found,) = find_ids(btf.data(), [(name, abi.BTF_KIND_FUNC)])
+    if not found:
+        start, size = layouts.INFO_PROG["name"]
+        owner = cstr(bytes(info[start : start + size]))
+        why = "has no function" if ident else "was loaded without BTF, so it has no function"
+        raise SymbolNotFoundError(f"the program {owner!r} {why} {name}.", names=(f"func {name}",))
+    return found
 
 
 class BtfObject(KernelObject):

@@ -31,8 +31,9 @@
 take ``cookie``, one value for all places.
 
 Section families, how they are attached (``how_of``), and what shows it. "T" is
-tests/kernel/test_attach.py, which runs on the host as far as it can and in both guests without a
-skip (tests/vm/test_attach.py); L is tests/kernel/test_links.py.
+tests/kernel/test_attach.py, which runs on the host as far as it can and in both guests, where
+nothing is skipped but what tests/vm/test_attach.py names (fsession and uprobe.session on 6.12); L
+is tests/kernel/test_links.py.
 
     kprobe kretprobe ksyscall kretsyscall        as named; by attach()           T (guests), L
     kprobe.multi kretprobe.multi kprobe.session  as named; by attach()           T (guests)
@@ -46,8 +47,8 @@ skip (tests/vm/test_attach.py); L is tests/kernel/test_links.py.
     fentry.multi fexit.multi fsession.multi      not yet (BPF_LINK_TYPE_TRACING_MULTI, 7.x)
     lsm_cgroup                                   cgroup                          T (guests)
     iter                                         iter; by attach() unless of one map's elements T
-    freplace                                     link to the program given at load time: not by a
-                                                 Plan yet
+    freplace                                     link; by attach(). The loaded program is given to
+                                                 run(plan, targets=…)            T (guests)
     struct_ops                                   struct_ops; by attach()         T (guests)
     perf_event                                   perf_event                      T
     xdp xdp.frags                                interface                       T

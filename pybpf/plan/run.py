@@ -41,18 +41,21 @@ def run(
     *,
     log_level: int = 0,
     maps: Mapping[str, int] | None = None,
+    targets: Mapping[str, int] | None = None,
     trace: Callable[[_ops.Op, int], None] | None = None,
 ) -> Object:
     """Execute ``plan.ops``; attach with ``Object.attach()``.
 
     log_level: as for BPF_PROG_LOAD (1, 2, 4); the logs are then in ``Object.logs``.
     maps: {name: fd} of maps to use in place of creating them (the fds stay the caller's).
+    targets: {name: fd of a loaded program} whose function this program of the Plan replaces
+    (freplace, 5.6) or traces (fentry, fexit; 5.5): the function that its section names.
     trace: called after each operation with it and the nanoseconds it took.
     Raises KernelError, VerifierError, SymbolNotFoundError or PlanError; nothing is left behind.
     """
     from pybpf.plan.live import Object
 
-    executor = Executor(plan, log_level=log_level, maps=maps, trace=trace)
+    executor = Executor(plan, log_level=log_level, maps=maps, targets=targets, trace=trace)
     try:
         executor.execute(plan.ops)
         executor.close_symbols()
@@ -74,7 +77,7 @@ class Executor:
 
     __slots__ = (
         "_conditions", "_log_level", "_map_names", "_object", "_program_names",
-        "_reuse", "_trace",
+        "_reuse", "_targets", "_trace",
         "addresses", "choices", "failures", "journal", "logs", "notes", "reused", "slots",
         "symbols",
     )  # fmt: skip
@@ -85,6 +88,7 @@ class Executor:
         *,
         log_level: int = 0,
         maps: Mapping[str, int] | None = None,
+        targets: Mapping[str, int] | None = None,
         trace: Callable[[_ops.Op, int], None] | None = None,
     ) -> None:
         self.slots = [-1] * plan.slots
@@ -101,6 +105,13 @@ class Executor:
         self._conditions: dict[tuple[str, str | int], bool] = {}
         self._log_level = log_level
         self._trace = trace
+        self._targets = dict(targets or {})
+        for name in self._targets:
+            if name not in plan.programs:
+                raise PlanError(
+                    f"the Plan has no program {name!r}; it has {', '.join(plan.programs)}",
+                    object=plan.name,
+                )
         self.addresses: dict[str, int] = {}
         self._reuse: dict[int, int] = {}
         for name, fd in (maps or {}).items():
@@ -430,7 +441,13 @@ class Executor:
                     fields[name + "_rec_size"] = size
         elif op.core_relos:
             raise PlanError("its CO-RE relocations need the object's BTF, which was not loaded")
-        if op.attach_symbol is not None:
+        if op.name in self._targets:
+            from pybpf.kernel.btf import function_of
+
+            target = self._targets[op.name]
+            fields["attach_prog_fd"] = target
+            fields["attach_btf_id"] = function_of(target, op.section.rpartition("/")[2])
+        elif op.attach_symbol is not None:
             symbol = self.symbol(op.attach_symbol)
             if symbol is None:
                 raise PlanError("what it attaches to is not in the kernel")

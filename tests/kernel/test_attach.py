@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 
 import pybpf
-from pybpf.errors import KernelError, PlanError, PybpfError, UsageError
+from pybpf.errors import KernelError, PlanError, PybpfError, SymbolNotFoundError, UsageError
 from pybpf.kernel.link import Link
+from pybpf.plan import ops
 from pybpf.plan.live import Object
+from pybpf.plan.run import run
 from pybpf.spec import ObjectSpec
 from pybpf.sys import abi, bpf, layouts, syscalls
 from tests.kernel.helpers import settle
@@ -465,6 +467,39 @@ def test_struct_ops_are_used(prefix: str) -> None:
                 client.sendall(bytes(1 << 16))
                 peer.recv(1 << 16, socket.MSG_WAITALL)
             assert settle(lambda: obj.vars["calls"] > 0, 5)
+
+
+def test_a_function_is_replaced(prefix: str) -> None:
+    """freplace: the loaded program goes on with the new function until the link is closed."""
+    spec = read_spec()
+    for name in spec.programs:
+        spec = spec.with_program(name, autoload=False)
+    spec = spec.with_program(
+        "replacement", autoload=True, section="socket", type=abi.BPF_PROG_TYPE_SOCKET_FILTER
+    )
+    plan = pybpf.compile(spec)
+    (op,) = [op for op in plan.ops if isinstance(op, ops.ProgLoad)]
+    op.type, op.section = abi.BPF_PROG_TYPE_EXT, "freplace/replaceable"
+    with load("call_replaceable") as obj:
+        target = obj.programs["call_replaceable"]
+        assert target.test_run(ctx=struct.pack("=Q", 5)).retval == 1
+        try:
+            other = run(plan, targets={"replacement": target.fileno()})
+        except PybpfError as error:
+            kernel_may_lack("freplace", error)
+        with other:
+            link = other.attach_program("replacement")
+            assert isinstance(link, Link)
+            assert target.test_run(ctx=struct.pack("=Q", 5)).retval == 42
+            assert other.vars["seen"] == 5
+            assert other.vars["count"] == 1
+            other.detach()
+            assert settle(lambda: target.test_run(ctx=struct.pack("=Q", 5)).retval == 1)
+        op.section = "freplace/nothing"
+        with pytest.raises(SymbolNotFoundError, match="no function nothing"):
+            run(plan, targets={"replacement": target.fileno()})
+        with pytest.raises(PlanError, match="no program 'x'"):
+            run(plan, targets={"x": target.fileno()})
 
 
 def test_what_is_not_attached_is_told(prefix: str) -> None:
