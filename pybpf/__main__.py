@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import sys
+from pybpf.cli import console
 
-from pybpf.cli import main
-
-sys.exit(main())
+console()

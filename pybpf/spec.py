@@ -10,14 +10,17 @@ they stand in. Sizes and offsets in data are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 from pybpf.errors import FormatError, UsageError
+from pybpf.record import Frozen, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NamedTuple
+
     from pybpf.btf.model import Btf
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = [
     "CoreRelo",
@@ -30,6 +33,9 @@ __all__ = [
     "Ref",
     "VariableSpec",
 ]
+
+
+_NO_NOTES: Mapping[str, Any] = {}  # shared by all specs without notes: never written
 
 
 class Ref(NamedTuple):
@@ -72,8 +78,7 @@ class CoreRelo(NamedTuple):
     kind: int
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionSpec:
+class FunctionSpec(Frozen):
     """A function of the object: a program's entry or a subprogram.
 
     insns: raw instructions in the object's byte order; refs, lines, core: sorted by insn.
@@ -92,11 +97,11 @@ class FunctionSpec:
     weak: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MapSpec:
+class MapSpec(Frozen):
     """A map to be created.
 
-    data: initial contents of a data map (.data, .rodata, .bss, .kconfig …), else None;
+    data: initial contents of a data map (.data, .rodata, .bss, .kconfig …), else None; where
+    shorter than value_size, the rest is zero.
     section: the ELF section it comes from. frozen: BPF_MAP_FREEZE after filling.
     initial: (key, value) pairs to fill in; a str value names a map or a program.
     struct_ops: a kernel struct with programs in it; members: (member, program) of it.
@@ -126,8 +131,7 @@ class MapSpec:
     members: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramSpec:
+class ProgramSpec(Frozen):
     """A program: an entry function with its type and what it attaches to.
 
     attach_to: what follows the section's prefix ("bprm_check_security" of "lsm/…"), or None.
@@ -149,8 +153,7 @@ class ProgramSpec:
     exception_callback: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class VariableSpec:
+class VariableSpec(Frozen):
     """A global variable: ``size`` bytes at ``offset`` in data map ``map``."""
 
     name: str
@@ -160,8 +163,7 @@ class VariableSpec:
     type_id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ExternSpec:
+class ExternSpec(Frozen):
     """An extern: kind "kconfig", "ksym" (typeless or typed variable) or "kfunc".
 
     type_id: its BTF type (FUNC for a kfunc, the VAR's type else); weak: may be missing.
@@ -176,8 +178,7 @@ class ExternSpec:
     offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectSpec:
+class ObjectSpec(Frozen):
     """A whole object. Dict order is the order of the file."""
 
     name: str
@@ -191,7 +192,7 @@ class ObjectSpec:
     externs: Mapping[str, ExternSpec]
     btf: Btf | None = None
     path: str | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = _NO_NOTES
 
     def with_map(self, name: str, **changes: Any) -> ObjectSpec:
         """A copy in which map ``name`` has other fields (max_entries=…, pin_path=…)."""
@@ -225,7 +226,7 @@ class ObjectSpec:
         for name, value in {**(values or {}), **more}.items():
             variable = self.variable(name)
             spec = maps[variable.map]
-            data = bytearray(spec.data or b"")
+            data = bytearray((spec.data or b"").ljust(variable.offset + variable.size, b"\0"))
             raw = self._encode(variable, value)
             data[variable.offset : variable.offset + variable.size] = raw
             maps[variable.map] = replace(spec, data=bytes(data))
@@ -244,7 +245,7 @@ class ObjectSpec:
 
         variable = self.variable(name)
         data = self.maps[variable.map].data or b""
-        raw = data[variable.offset : variable.offset + variable.size]
+        raw = data[variable.offset : variable.offset + variable.size].ljust(variable.size, b"\0")
         found = self._layout(variable)
         return raw if found is None else decode(found, raw, 0, self.byteorder)
 

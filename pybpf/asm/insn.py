@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from pybpf.asm.consts import CALL, LDIMM64, PSEUDO_CALL
 from pybpf.errors import FormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["Instruction", "decode", "encode"]
 

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from pybpf.btf.consts import BTF_VERSION
 from pybpf.btf.header import magic_byteorder
 from pybpf.btf.model import Btf
 from pybpf.errors import FormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["BtfExt", "CoreRecord", "FuncInfo", "LineInfo", "pack_core_relos"]
 

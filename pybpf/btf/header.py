@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from pybpf.btf.consts import BTF_MAGIC, BTF_VERSION, HEADER_LEN, RECORD_WORDS
 from pybpf.errors import FormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["Header", "magic_byteorder"]
 

@@ -12,8 +12,6 @@ A bit-field's bit offset counts from the start of the storage at its byte offset
 
 from __future__ import annotations
 
-from typing import Any
-
 from pybpf.btf.consts import (
     KIND_ARRAY,
     KIND_ENUM,
@@ -28,9 +26,13 @@ from pybpf.btf.consts import (
 from pybpf.btf.model import Btf, Type
 from pybpf.errors import FormatError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 __all__ = ["layout"]
 
-Layout = tuple[Any, ...]
+Layout = tuple["Any", ...]
 
 # C allows deeper nesting, nobody uses it; a struct that contains itself would be endless.
 _MAX_DEPTH = 32
@@ -91,7 +93,7 @@ class _Builder:
             return ("ptr", self.btf.ptr_size)
         if kind == KIND_FLOAT:
             return ("float", target.size) if target.size in (4, 8) else ("opaque", target.size)
-        if kind in (KIND_ENUM, KIND_ENUM64):
+        if kind in (KIND_ENUM, KIND_ENUM64) and target.size in (1, 2, 4, 8):
             values = tuple((e.name, e.value) for e in target.enumerators)
             return ("enum", target.size, target.kflag, values)
         if kind == KIND_ARRAY:
@@ -116,6 +118,12 @@ class _Builder:
                 # The padding that `int : 3;` makes; compilers leave it out of BTF.
                 continue
             if member.bit_size:
+                if member.bit_size > size * 8:
+                    raise FormatError(
+                        f"bit-field {member.name or '(anon)'} of [{target.id}] {target.name} has "
+                        f"{member.bit_size} bits, its type {size * 8}",
+                        btf=self.btf.label,
+                    )
                 # The storage unit that holds all of it, aligned to the declared type's size.
                 start = member.bit_offset // 8
                 if size:

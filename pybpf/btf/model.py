@@ -17,7 +17,6 @@ import mmap
 import os
 import sys
 from array import array
-from collections.abc import Collection, Iterable, Iterator
 
 from pybpf.btf import scan
 from pybpf.btf.consts import (
@@ -41,6 +40,10 @@ from pybpf.btf.types import (
     essential_name,
 )
 from pybpf.errors import FormatError, PybpfError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
 
 __all__ = [
     "SYSFS",

@@ -12,10 +12,13 @@ import mmap
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Mapping
 
 from pybpf.btf.consts import KIND_MASK, KIND_SHIFT, VLEN_MASK
 from pybpf.errors import FormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
 
 __all__ = ["Walk", "find_all"]
 

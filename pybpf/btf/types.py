@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
 from pybpf.btf.consts import (
     ENUM_KINDS,
     KIND_ARRAY,
@@ -27,8 +24,14 @@ from pybpf.btf.consts import (
 )
 from pybpf.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NamedTuple
+
     from pybpf.btf.model import Btf
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = [
     "SIZED",

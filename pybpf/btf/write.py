@@ -6,7 +6,6 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Collection, Mapping, Sequence
 
 from pybpf.btf.consts import (
     BTF_MAGIC,
@@ -36,6 +35,10 @@ from pybpf.btf.consts import (
 )
 from pybpf.btf.model import Btf
 from pybpf.errors import FormatError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = ["BtfWriter", "assemble", "copy_words", "fill_datasecs", "rebuild", "swapped"]
 

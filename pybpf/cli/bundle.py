@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 
 from pybpf.cli.common import add_edits, edit, read_object
 from pybpf.compiler.compile import compile
 from pybpf.plan.frozen import to_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["add", "run"]
 

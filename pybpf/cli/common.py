@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What several commands share: reading objects, editing specs from options, printing."""
+"""What several commands share: reading objects, editing specs from options, printing.
+
+What reads objects is imported when there is one to read: running a Plan needs none of it.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
 
-from pybpf.btf.consts import KIND_ARRAY, KIND_INT
-from pybpf.compiler.target import Target
-from pybpf.elf.reader import read
 from pybpf.errors import FormatError, PybpfError, UsageError
-from pybpf.spec import ObjectSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from pybpf.compiler.target import Target
+    from pybpf.spec import ObjectSpec
 
 __all__ = [
     "add_edits",
@@ -30,6 +34,8 @@ __all__ = [
 
 def emit(value: Mapping[str, Any]) -> None:
     """One line of JSON."""
+    import json
+
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
@@ -58,6 +64,8 @@ def error_text(error: PybpfError | OSError) -> str:
 
 def read_object(path: str) -> ObjectSpec:
     """The object at ``path``. Raises FormatError, also where the file cannot be read."""
+    from pybpf.elf.reader import read
+
     try:
         return read(path)
     except OSError as exc:
@@ -76,6 +84,8 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 def target_of(args: argparse.Namespace) -> Target:
     """The kernel that --btf names, or the running one."""
+    from pybpf.compiler.target import Target
+
     if args.btf is None:
         return Target.of_running()
     return Target.from_btf(args.btf, config=args.config)
@@ -134,6 +144,8 @@ def edit(spec: ObjectSpec, args: argparse.Namespace) -> ObjectSpec:
 
 
 def _value(spec: ObjectSpec, name: str, text: str) -> object:
+    from pybpf.btf.consts import KIND_ARRAY, KIND_INT
+
     variable = spec.variable(name)
     if text in ("true", "false"):
         return text == "true"
@@ -148,6 +160,8 @@ def _value(spec: ObjectSpec, name: str, text: str) -> object:
             if element.kind == KIND_INT and element.size_or_type == 1 and text[:1] != "[":
                 return text.encode()
     if text[:1] in "[{":
+        import json
+
         try:
             return json.loads(text)
         except ValueError as exc:

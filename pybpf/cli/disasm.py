@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import argparse
-
 from pybpf.asm.disasm import disasm
 from pybpf.cli.common import add_target, read_object, target_of, warn
 from pybpf.compiler.core import source_of
 from pybpf.compiler.listing import ProgramListing, listing
 from pybpf.errors import FormatError, PybpfError, UsageError
 from pybpf.spec import ObjectSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["add", "run"]
 

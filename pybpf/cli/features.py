@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from pybpf.cli.common import emit
 from pybpf.kernel import features
 from pybpf.sys.abi_names import MAP_TYPE_NAMES, PROG_TYPE_NAMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["add", "run"]
 

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
-
 from pybpf.cli.common import emit, plain, read_object
 from pybpf.errors import PybpfError
 from pybpf.plan.ops import Plan
 from pybpf.spec import ObjectSpec
 from pybpf.sys.abi_names import ATTACH_TYPE_NAMES, MAP_TYPE_NAMES, PROG_TYPE_NAMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 __all__ = ["add", "run"]
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import argparse
-
 from pybpf.cli.common import add_target, emit, read_object, target_of, warn
 from pybpf.compiler.core import source_of
 from pybpf.compiler.listing import Listing, listing, map_max_entries
 from pybpf.errors import PybpfError
 from pybpf.sys.abi_names import ATTACH_TYPE_NAMES, MAP_TYPE_NAMES, PROG_TYPE_NAMES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["add", "run"]
 

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 
 from pybpf.cli.common import add_edits, edit, emit, read_object
 from pybpf.errors import UsageError
 from pybpf.plan.ops import Plan
 from pybpf.plan.run import run as run_plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["add", "load_plan", "run"]
 

@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter_ns
-from typing import Any
 
 from pybpf.cli.common import add_edits, edit, emit, error_text, read_object, warn
 from pybpf.compiler.compile import compile
@@ -19,7 +15,14 @@ from pybpf.compiler.target import Target
 from pybpf.errors import KernelError, PybpfError, RelocationError, UsageError, VerifierError
 from pybpf.plan.live import Object
 from pybpf.plan.run import run as run_plan
+from pybpf.record import replace
 from pybpf.spec import ObjectSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+    from typing import Any
 
 __all__ = ["add", "keeping", "run", "sized", "unpinned", "verify"]
 

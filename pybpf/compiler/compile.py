@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from pybpf.btf.consts import (
@@ -29,6 +27,11 @@ from pybpf.plan.kconfig import contents
 from pybpf.reloc.externs import Resolved, kconfig_values, resolve
 from pybpf.spec import ExternSpec, ObjectSpec
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
 __all__ = ["compile", "compile_alternatives"]
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pybpf.compiler.target import Target
 from pybpf.errors import FormatError, PybpfError, RelocationError
 from pybpf.reloc.core import CoreRelocator, CoreTarget, Outcome
 from pybpf.spec import FunctionSpec, ObjectSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["Bodies", "source_of"]
 

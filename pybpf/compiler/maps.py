@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 from pybpf.compiler.places import Places
 from pybpf.elf.fixup import KCONFIG
 from pybpf.errors import CompileError
 from pybpf.plan import ops
+from pybpf.record import replace
 from pybpf.spec import MapSpec, ObjectSpec
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["PIN_ROOT", "create", "fill", "late_fill"]
 
@@ -121,7 +123,8 @@ def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
         if found.data is not None:
             # A new array is all zeroes: nothing to write for .bss.
             if found.data.strip(b"\0"):
-                out.append(ops.MapFill(map=slot, entries=((bytes(4), found.data),)))
+                data = found.data.ljust(found.value_size, b"\0")
+                out.append(ops.MapFill(map=slot, entries=((bytes(4), data),)))
             if found.frozen:
                 out.append(ops.MapFreeze(map=slot))
             continue

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 
 from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_STRUCT, KIND_TYPEDEF
 from pybpf.btf.ext import pack_core_relos
@@ -20,6 +19,10 @@ from pybpf.reloc.finish import PlanBinding, finish
 from pybpf.reloc.link import Linked, link
 from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["ProgramCompiler", "attach_symbol"]
 

@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from pybpf.btf.consts import KIND_FUNC_PROTO, KIND_PTR, KIND_STRUCT
 from pybpf.btf.model import Btf, Member, essential_name
 from pybpf.compiler.target import Target
 from pybpf.errors import PybpfError, RelocationError
+from pybpf.record import replace
 from pybpf.spec import MapSpec, ObjectSpec
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["Fitted", "StructOps", "fit"]
 
 PREFIX = "bpf_struct_ops_"
 
 
-@dataclass(frozen=True)
-class Fitted:
+class Fitted(NamedTuple):
     """One map for one kernel.
 
     type, value_type: names of the kernel's structs; module: where they are, None for vmlinux;
@@ -33,22 +37,24 @@ class Fitted:
     programs: tuple[tuple[str, int, int], ...]
 
 
-@dataclass
 class StructOps:
     """A spec in which struct_ops maps and programs are as the kernel wants them.
 
     maps: by name; users: program → the map it is in; errors: map → why it does not fit.
     """
 
-    spec: ObjectSpec
-    maps: dict[str, Fitted]
-    users: dict[str, str]
-    errors: dict[str, PybpfError]
+    __slots__ = ("errors", "maps", "spec", "users")
+
+    def __init__(self, spec: ObjectSpec) -> None:
+        self.spec = spec
+        self.maps: dict[str, Fitted] = {}
+        self.users: dict[str, str] = {}
+        self.errors: dict[str, PybpfError] = {}
 
 
 def fit(spec: ObjectSpec, target: Target) -> StructOps:
     """Fit every struct_ops map of ``spec`` that is to be created to the kernel's types."""
-    out = StructOps(spec, {}, {}, {})
+    out = StructOps(spec)
     for found in spec.maps.values():
         if not found.struct_ops or not found.autocreate:
             continue

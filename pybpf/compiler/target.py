@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 
 from pybpf.btf.model import Btf
 from pybpf.errors import CompileError, FormatError
 from pybpf.plan.kconfig import parse_config, parse_release, running_config
 from pybpf.reloc.externs import KernelTypes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Target"]
 

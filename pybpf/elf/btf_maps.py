@@ -9,8 +9,6 @@ macros __uint, __type, __array and __ulong of libbpf's bpf_helpers.h write them.
 from __future__ import annotations
 
 import mmap
-from dataclasses import replace
-from typing import Any
 
 from pybpf.btf.consts import (
     KIND_ARRAY,
@@ -26,8 +24,13 @@ from pybpf.btf.model import Btf, Member, Type
 from pybpf.elf.fixup import LINKAGE_GLOBAL
 from pybpf.elf.image import ElfImage, Section
 from pybpf.errors import FormatError
+from pybpf.record import replace
 from pybpf.spec import MapSpec
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["MAPS", "MapDefinition", "read_maps", "ring_size"]
 

@@ -118,7 +118,8 @@ def data_maps(image: ElfImage, btf: Btf | None, stem: str) -> dict[int, MapSpec]
             section.name,
             btf,
             size=section.size,
-            data=image.data(section),
+            # The zeroes of a .bss, which may be said to be very large, are not written out.
+            data=b"" if section.type == SHT_NOBITS else image.data(section),
             frozen=not writable(section.name),
         )
     return out

@@ -9,7 +9,6 @@ DATASEC has no size. Only words in place are changed, so type ids and string off
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
 
 from pybpf.btf.consts import (
     KIND_DATASEC,
@@ -22,6 +21,10 @@ from pybpf.btf.consts import (
 )
 from pybpf.btf.model import Btf, SecVar, Type
 from pybpf.elf.image import STB_LOCAL, ElfImage, Symbol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["KCONFIG", "KSYMS", "LINKAGE_GLOBAL", "LINKAGE_STATIC", "Editor", "complete", "loadable"]
 

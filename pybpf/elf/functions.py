@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
 
 from pybpf.btf.consts import KIND_DECL_TAG, KIND_FUNC
 from pybpf.btf.ext import BtfExt
@@ -23,6 +21,7 @@ from pybpf.elf.image import (
     Section,
     Symbol,
 )
+from pybpf.record import replace
 from pybpf.spec import CoreRelo, ExternSpec, FunctionSpec, LineInfo, MapSpec, ProgramSpec, Ref
 from pybpf.sys import abi
 
@@ -33,7 +32,6 @@ _CALL = 0x85  # BPF_JMP | BPF_CALL
 _LDIMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
 
 
-@dataclass
 class MapTable:
     """Where maps stand in the ELF, for relocations against them.
 
@@ -41,9 +39,12 @@ class MapTable:
     data: section index → name of the data map; arena: name of the arena map, if there is one.
     """
 
-    definitions: dict[tuple[int, int], str] = field(default_factory=dict)
-    data: dict[int, MapSpec] = field(default_factory=dict)
-    arena: str | None = None
+    __slots__ = ("arena", "data", "definitions")
+
+    def __init__(self, data: dict[int, MapSpec]) -> None:
+        self.definitions: dict[tuple[int, int], str] = {}
+        self.data = data
+        self.arena: str | None = None
 
 
 class _Code:
@@ -92,6 +93,14 @@ def _find_functions(image: ElfImage) -> tuple[list[Symbol], dict[int, _Code]]:
                 **where,
             )
         found.append(symbol)
+    # Symbols may share code, as aliases do; each becomes a function with its own copy.
+    held = sum(len(code.data) for code in codes.values())
+    claimed = sum(symbol.size for symbol in found)
+    if claimed > max(8 * held, 1 << 20):
+        raise image.error(
+            f"its {len(found)} functions overlap: they claim {claimed} bytes of {held} bytes of "
+            "instructions."
+        )
     found.sort(key=lambda s: (s.section, s.value))
     for number, symbol in enumerate(found):
         codes[symbol.section].numbers.append(number)
@@ -122,7 +131,7 @@ class _Reader:
         return opcode, regs, off, imm
 
     def read(self, btf: Btf | None) -> list[FunctionSpec]:
-        refs: dict[int, dict[int, Ref]] = defaultdict(dict)
+        refs: dict[int, dict[int, Ref]] = {n: {} for n in range(len(self.symbols))}
         for rel_section, target in self.image.relocation_sections():
             code = self.codes.get(target.number)
             if code is None:
@@ -252,8 +261,8 @@ class _Reader:
         self, btf: Btf | None
     ) -> tuple[dict[int, list[LineInfo]], dict[int, list[CoreRelo]], dict[int, int]]:
         """line_info, CO-RE relocations and FUNC id of each function, by its number."""
-        lines: dict[int, list[LineInfo]] = defaultdict(list)
-        core: dict[int, list[CoreRelo]] = defaultdict(list)
+        lines: dict[int, list[LineInfo]] = {n: [] for n in range(len(self.symbols))}
+        core: dict[int, list[CoreRelo]] = {n: [] for n in range(len(self.symbols))}
         types: dict[int, int] = {}
         if self.ext is None or btf is None:
             return lines, core, types
@@ -338,13 +347,16 @@ def _exception_callbacks(
     out: dict[int, int] = {}
     if btf is None:
         return out
+    named: dict[str, list[int]] = {}
+    for number, function in enumerate(functions):
+        named.setdefault(function.name, []).append(number)
     for tag in btf:
         if tag.kind != KIND_DECL_TAG or tag.component != -1 or not tag.name.startswith(_EXCEPTION):
             continue
         wanted = tag.name[len(_EXCEPTION) :]
         target = btf.type(tag.type)
-        mains = [n for n, f in enumerate(functions) if f.name == target.name and f.section != TEXT]
-        backs = [n for n, f in enumerate(functions) if f.name == wanted and f.section == TEXT]
+        mains = [n for n in named.get(target.name, ()) if functions[n].section != TEXT]
+        backs = [n for n in named.get(wanted, ()) if functions[n].section == TEXT]
         for main in mains:
             if main in out or not backs:
                 raise image.error(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """An ELF relocatable of the BPF machine: sections, symbols and relocations, validated.
 
-pyelftools reads the header and the section table; symbols and relocations, of which there can
+pyelftools' structures read the header and the section table (its ELFFile would import what reads
+DWARF, too: half of the time a short command takes); symbols and relocations, of which there can
 be thousands, are unpacked in bulk. Nothing is decompressed and no section of size is allocated
 that the file does not hold, so a hostile file costs no more than its own length. Every defect
 is a FormatError that names the section or symbol.
@@ -11,12 +12,18 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
 
-from elftools.elf.elffile import ELFFile
+from elftools.common.utils import struct_parse
+from elftools.elf.structs import ELFStructs
 
 from pybpf.errors import FormatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = [
     "SHF_EXECINSTR",
@@ -38,7 +45,7 @@ __all__ = [
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOBITS, SHT_REL = 1, 2, 3, 4, 8, 9
 SHF_EXECINSTR, SHF_COMPRESSED = 0x4, 0x800
-SHN_UNDEF, SHN_LORESERVE = 0, 0xFF00
+SHN_UNDEF, SHN_LORESERVE, SHN_XINDEX = 0, 0xFF00, 0xFFFF
 STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION = 0, 1, 2, 3
 STV_INTERNAL, STV_HIDDEN = 1, 2
@@ -148,10 +155,14 @@ class ElfImage:
         return FormatError(message, hint=hint, object=self.name, **where)
 
     def _read_header(self) -> None:
-        elf = ELFFile(io.BytesIO(self.raw))
-        self.byteorder = "little" if elf.little_endian else "big"
-        self._order = "<" if elf.little_endian else ">"
-        if elf.elfclass != 64:
+        if len(self.raw) < 64:
+            raise self.error(f"the ELF header is damaged: {len(self.raw)} bytes are too few.")
+        elf_class, encoding = self.raw[4], self.raw[5]
+        if encoding not in (1, 2):
+            raise self.error(f"its byte order is {encoding}, neither little (1) nor big (2).")
+        self.byteorder = "little" if encoding == 1 else "big"
+        self._order = "<" if encoding == 1 else ">"
+        if elf_class != 2:
             raise self.error("a 32-bit ELF; BPF objects are 64-bit.")
         etype, machine = struct.unpack_from(self._order + "HH", self.raw, 16)
         if etype != ET_REL:
@@ -159,24 +170,54 @@ class ElfImage:
         # clang before 3.7's official machine number wrote EM_NONE
         if machine not in (EM_NONE, EM_BPF):
             raise self.error(f"ELF machine {machine} is not BPF (247).")
-        count = elf.num_sections()
-        start, entry = elf["e_shoff"], elf["e_shentsize"]
-        if count and (entry != 64 or start + count * entry > len(self.raw)):
+        structs = ELFStructs(little_endian=encoding == 1, elfclass=64)
+        structs.create_basic_structs()
+        stream = io.BytesIO(self.raw)
+        header = struct_parse(structs.Elf_Ehdr, stream, 0)
+        structs.create_advanced_structs(
+            header["e_type"], header["e_machine"], header["e_ident"]["EI_OSABI"]
+        )
+        start, entry = header["e_shoff"], header["e_shentsize"]
+        count, names = header["e_shnum"], header["e_shstrndx"]
+        if start == 0:
+            raise self.error("the file has no sections.")
+        if entry != 64 or start + 64 > len(self.raw):
+            raise self.error(
+                f"the section table ({count} headers of {entry} bytes at byte {start}) lies "
+                f"outside the file of {len(self.raw)} bytes."
+            )
+        first = struct_parse(structs.Elf_Shdr, stream, start)
+        # Numbers that do not fit stand in the first header (ELF gABI, "Sections").
+        count = count or first["sh_size"]
+        if names == SHN_XINDEX:
+            names = first["sh_link"]
+        if start + count * entry > len(self.raw):
             raise self.error(
                 f"the section table ({count} headers at byte {start}) lies outside the file of "
                 f"{len(self.raw)} bytes."
             )
-        self.sections = [self._section(elf, index) for index in range(count)]
-        if not self.sections:
-            raise self.error("the file has no sections.")
+        if not 0 < names < count:
+            raise self.error(f"section {names} of {count} is to hold the sections' names.")
+        heads = [struct_parse(structs.Elf_Shdr, stream, start + 64 * i) for i in range(count)]
+        table = heads[names]
+        offset, size = table["sh_offset"], table["sh_size"]
+        if offset + size > len(self.raw):
+            raise self.error("the table of section names lies outside the file.")
+        strings = memoryview(self.raw)[offset : offset + size]
+        self.sections = [Section(0, "", 0, 0, 0, 0, 0, 0, 0)]
+        self.sections += [self._section(i, heads[i], strings) for i in range(1, count)]
+        # String tables may be one; a file whose sections all lie on each other is an attack on
+        # the time that reading it takes.
+        whole = sum(s.size for s in self.sections if s.type != SHT_NOBITS)
+        if whole > 4 * len(self.raw):
+            raise self.error(
+                f"its {count} sections overlap: they claim {whole} bytes of a file of "
+                f"{len(self.raw)}."
+            )
 
-    def _section(self, elf: ELFFile, index: int) -> Section:
-        if index == 0:
-            return Section(0, "", 0, 0, 0, 0, 0, 0, 0)
-        section = elf.get_section(index)
-        head = section.header
-        text, size, offset = section.name, head.sh_size, head.sh_offset
-        stype = head.sh_type
+    def _section(self, index: int, head: Any, strings: memoryview) -> Section:
+        text = self._string(strings, head["sh_name"], what=f"name of section {index}")
+        size, offset, stype = head["sh_size"], head["sh_offset"], head["sh_type"]
         if not isinstance(stype, int):  # pyelftools gives known types as names
             stype = _SECTION_TYPES.get(stype, -1)
         if stype == SHT_NOBITS:
@@ -188,8 +229,8 @@ class ElfImage:
                 f"{len(self.raw)} bytes."
             )
         return Section(
-            index, text, stype, head.sh_flags, offset, size, head.sh_link, head.sh_info,
-            head.sh_entsize,
+            index, text, stype, head["sh_flags"], offset, size, head["sh_link"], head["sh_info"],
+            head["sh_entsize"],
         )  # fmt: skip
 
     def _string(self, table: memoryview, offset: int, *, what: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import replace
 
 from pybpf.btf.ext import BtfExt
 from pybpf.btf.model import Btf
@@ -17,6 +16,7 @@ from pybpf.elf.image import STT_FUNC, ElfImage, Section
 from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
 from pybpf.elf.struct_ops import is_struct_ops, read_struct_ops
 from pybpf.errors import FormatError
+from pybpf.record import replace
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, VariableSpec
 from pybpf.sys import abi
 

@@ -7,9 +7,13 @@ libbpf 1.8. Order matters: the first definition that matches wins.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["SECTIONS", "SectionDef", "find", "nearest", "split"]
 

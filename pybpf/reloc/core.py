@@ -14,8 +14,6 @@ an enum64 of the kernel there; with libbpf and here it does.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from pybpf.btf.consts import ENUM_KINDS, KIND_ARRAY, KIND_ENUM64, KIND_INT, KIND_PTR, kind_name
 from pybpf.btf.model import SYSFS, Btf, Type, essential_name
@@ -25,8 +23,14 @@ from pybpf.reloc.core_patch import POISON, Value, patch
 from pybpf.reloc.core_spec import RELO_NAMES, Spec
 from pybpf.reloc.core_types import fields_compatible, kinds_compatible
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import NamedTuple
+
     from pybpf.spec import CoreRelo
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["POISON", "Candidate", "CoreRelocator", "CoreTarget", "Outcome", "relocate"]
 

@@ -7,12 +7,11 @@ the program itself. The relocation is then done once more here, for its account.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pybpf.errors import PybpfError, VerifierError
 from pybpf.reloc.core import POISON, CoreTarget, relocate
 from pybpf.reloc.link import link
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pybpf.spec import ObjectSpec
 

@@ -7,9 +7,14 @@ Semantics: bpf_core_patch_insn() in tools/lib/bpf/relo_core.c.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from pybpf.errors import RelocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = ["POISON", "Value", "patch", "poison"]
 

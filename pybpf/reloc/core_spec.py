@@ -9,12 +9,16 @@ Semantics: tools/lib/bpf/relo_core.c.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pybpf.btf.consts import ENUM_KINDS, KIND_ARRAY, KIND_STRUCT, KIND_UNION
 from pybpf.btf.model import ArrayInfo, Btf, Type, essential_name
 from pybpf.errors import FormatError, RelocationError
 from pybpf.reloc.core_types import Budget, fields_compatible, types_compatible, types_match
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = [
     "ENUM_KINDS_OF_RELO",

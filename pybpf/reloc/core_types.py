@@ -7,8 +7,6 @@ since v6.0 (ec6209c8d42f). Recursion limits are libbpf's; the kernel's own are l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pybpf.btf.consts import (
     ENUM_KINDS,
     KIND_ARRAY,
@@ -23,6 +21,10 @@ from pybpf.btf.consts import (
 )
 from pybpf.btf.model import Btf, Type, essential_name
 from pybpf.errors import RelocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Budget", "fields_compatible", "kinds_compatible", "types_compatible", "types_match"]
 

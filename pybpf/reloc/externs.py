@@ -7,9 +7,6 @@ ksym is an address from /proc/kallsyms; kconfig values come from the kernel's co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
 from pybpf.btf.consts import (
     ENUM_KINDS,
     KIND_ARRAY,
@@ -22,6 +19,13 @@ from pybpf.btf.model import Btf, essential_name
 from pybpf.errors import RelocationError
 from pybpf.reloc.core_types import Budget, types_compatible
 from pybpf.spec import ExternSpec, ObjectSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import NamedTuple
+else:
+    from pybpf.record import NamedTuple
 
 __all__ = [
     "POISON_KFUNC",

@@ -7,9 +7,6 @@ fd, a module's BTF fd, an address) becomes a patch that the executor of a Plan a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
-
 from pybpf.errors import RelocationError
 from pybpf.plan import ops
 from pybpf.reloc.externs import POISON_MAP, Resolved, is_typeless, poison_numbers
@@ -17,6 +14,13 @@ from pybpf.reloc.insn import CALL, Code
 from pybpf.reloc.link import Linked
 from pybpf.spec import ExternSpec, ObjectSpec, Ref
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Protocol
+else:
+    Protocol = object
 
 __all__ = ["Binding", "Patch", "finish"]
 

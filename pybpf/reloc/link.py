@@ -8,13 +8,14 @@ libbpf appends them, so that both loaders give the same instructions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from pybpf.errors import RelocationError
 from pybpf.reloc.insn import Code
 from pybpf.spec import CoreRelo, LineInfo, ObjectSpec, ProgramSpec, Ref
 from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Linked", "link"]
 
@@ -22,7 +23,6 @@ __all__ = ["Linked", "link"]
 _MAX_INSNS = 1_000_000
 
 
-@dataclass
 class Linked:
     """A linked program. Slots count from the start of the program.
 
@@ -31,12 +31,15 @@ class Linked:
     has one; func_of: function number of each func_info row.
     """
 
-    code: Code
-    functions: list[tuple[int, int]]
-    refs: list[Ref] = field(default_factory=list)
-    func_info: list[tuple[int, int]] = field(default_factory=list)
-    lines: list[LineInfo] = field(default_factory=list)
-    core: list[CoreRelo] = field(default_factory=list)
+    __slots__ = ("code", "core", "func_info", "functions", "lines", "refs")
+
+    def __init__(self, code: Code, functions: list[tuple[int, int]]) -> None:
+        self.code = code
+        self.functions = functions
+        self.refs: list[Ref] = []
+        self.func_info: list[tuple[int, int]] = []
+        self.lines: list[LineInfo] = []
+        self.core: list[CoreRelo] = []
 
 
 def link(
@@ -113,11 +116,15 @@ def _gather(spec: ObjectSpec, linked: Linked) -> None:
     for number, start in linked.functions:
         function = spec.functions[number]
         linked.refs.extend(
-            ref._replace(insn=ref.insn + start)
+            Ref(ref.insn + start, *ref[1:])
             for ref in function.refs
             if ref.kind not in ("call", "func")
         )
         if typed:
             linked.func_info.append((start, function.type_id))
-        linked.lines.extend(row._replace(insn=row.insn + start) for row in function.lines)
-        linked.core.extend(row._replace(insn=row.insn + start) for row in function.core)
+        if start:
+            linked.lines.extend(LineInfo(r[0] + start, *r[1:]) for r in function.lines)
+            linked.core.extend(CoreRelo(r[0] + start, *r[1:]) for r in function.core)
+        else:
+            linked.lines.extend(function.lines)
+            linked.core.extend(function.core)
