@@ -25,7 +25,7 @@ from pybpf.plan.live import Object
 from pybpf.plan.run import run
 from pybpf.spec import ObjectSpec
 from pybpf.sys import abi, bpf, layouts, syscalls
-from tests.kernel.helpers import settle
+from tests.kernel.helpers import open_fds, settle
 
 pytestmark = pytest.mark.kernel
 
@@ -510,3 +510,79 @@ def test_what_is_not_attached_is_told(prefix: str) -> None:
             obj.attach_program("nothing", "lo")
         with pytest.raises(PlanError, match="no way to attach"):
             obj.attach_program("call_replaceable", how="magic")
+
+
+# --- undoing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "target"),
+    [("on_sk_msg", "sockets"), ("iter_elements", "elements"), ("on_xdp", "lo"),
+     ("on_sk_lookup", "/proc/self/ns/net"), ("on_uprobe", "libc.so.6:getppid"),
+     ("uprobe_multi", "libc.so.6:getppid")],
+)  # fmt: skip
+def test_a_failed_attachment_leaves_nothing(
+    program: str, target: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bpf.call
+
+    def refuse(cmd: int, attr: bytearray, **more: bytearray | None) -> int:
+        if cmd == abi.BPF_LINK_CREATE:
+            raise syscalls.fail("BPF_LINK_CREATE", 12)
+        return real(cmd, attr, **more)
+
+    with load(program) as obj:
+        fds = open_fds()
+        monkeypatch.setattr(bpf, "call", refuse)
+        with pytest.raises(KernelError, match="ENOMEM") as caught:
+            obj.attach_program(program, target)
+        assert caught.value.where["link"] == program
+        assert open_fds() == fds
+        assert not obj.attached
+        monkeypatch.undo()
+        assert obj.attach_program(program, target) is not None
+        # A second failure leaves the first attachment as it is.
+        monkeypatch.setattr(bpf, "call", refuse)
+        fds = open_fds()
+        with pytest.raises(KernelError):
+            obj.attach_program(program, target)
+        assert open_fds() == fds
+        assert list(obj.links) == [program]
+        assert obj.links[program].prog_id == obj.programs[program].id
+
+
+def test_socket_maps_before_links(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel before 6.10: attached without a link, with the same effect, and detached."""
+
+    def old(program: int, target: int, attach_type: int, **fields: int) -> int:
+        raise syscalls.fail("BPF_LINK_CREATE", 22)
+
+    monkeypatch.setattr(bpf, "link_create", old)
+    with load("on_sk_msg") as obj, socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.connect(server.getsockname())
+        with server.accept()[0]:
+            assert obj.attach_program("on_sk_msg", "sockets") is None
+            assert obj.attached
+            obj.maps["sockets"][0] = client
+            assert counts(obj, lambda: client.send(b"hello")) == 1
+            obj.detach()
+            assert not obj.attached
+            del obj.maps["sockets"][0]
+
+
+def test_links_that_the_user_closes(prefix: str) -> None:
+    with load("on_sk_lookup") as obj:
+        obj.attach_program("on_sk_lookup", "/proc/self/ns/net")
+        once = counts(obj, udp)
+        assert once > 0
+        for _ in range(2):
+            obj.attach_program("on_sk_lookup", "/proc/self/ns/net")
+        assert sorted(obj.links) == ["on_sk_lookup", "on_sk_lookup.2", "on_sk_lookup.3"]
+        assert counts(obj, udp) == 3 * once
+        obj.links["on_sk_lookup.2"].close()
+        assert counts(obj, udp) == 2 * once
+        obj.detach()
+        assert obj.links == {}
+        assert counts(obj, udp) == 0

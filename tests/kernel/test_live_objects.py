@@ -232,6 +232,25 @@ def test_an_arena_at_an_address_of_ours(prefix: str) -> None:
         Arena(m)
 
 
+def test_a_failed_load_unmaps_its_arena(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bpf.call
+
+    def refuse(cmd: int, attr: bytearray, **more: bytearray | None) -> int:
+        if cmd == abi.BPF_PROG_LOAD:
+            with open("/proc/self/maps", encoding="ascii") as file:
+                seen.append("bpf-map" in file.read())
+            raise syscalls.fail("BPF_PROG_LOAD", 12)
+        return real(cmd, attr, **more)
+
+    seen: list[bool] = []
+    monkeypatch.setattr(bpf, "call", refuse)
+    with pytest.raises(KernelError, match="ENOMEM"):
+        load("make_list")
+    assert seen[-1]  # it was mapped when the program was refused
+    with open("/proc/self/maps", encoding="ascii") as file:
+        assert "bpf-map" not in file.read()
+
+
 # --- tokens -----------------------------------------------------------------------------------
 
 NEWUSER, NEWNS = 0x10000000, 0x20000
