@@ -139,6 +139,7 @@ def load(
     relocate: str | None = None,
     pin_root: str | None = None,
     export: Iterable[str] = (),
+    targets: Mapping[str, Program | int] | None = None,
     log_level: int = 0,
 ) -> Object:
     """Load an object file (path or bytes), a spec or a Plan into the kernel; attach nothing.
@@ -146,7 +147,9 @@ def load(
     variables: {name: value} for globals, .rodata among them, before loading; max_entries: {map:
     number}; disable: programs not to load; relocate: "kernel" or "python" as for ``compile``
     (None: the kernel, and on kernels before 5.17, which cannot, pybpf); pin_root, export: as for
-    ``compile``; log_level: as for BPF_PROG_LOAD. A Plan is executed as it is: it takes none of
+    ``compile``; targets: {program of this object: loaded program, or its fd} whose function the
+    section of an freplace, fentry or fexit program names; log_level: as for BPF_PROG_LOAD. A Plan
+    is executed as it is: it takes none of
     the edits.
 
     Needs CAP_BPF and what the program types ask for (CAP_PERFMON, CAP_NET_ADMIN …). Raises
@@ -156,12 +159,16 @@ def load(
     from pybpf.plan import ops as _ops
     from pybpf.plan import run as _run
 
+    fds = {
+        name: target if isinstance(target, int) else target.fileno()
+        for name, target in (targets or {}).items()
+    }
     if isinstance(source, _ops.Plan):
         if variables or max_entries or disable or export:
             from pybpf.errors import UsageError as _UsageError
 
             raise _UsageError("a Plan is executed as it is.", hint="Edit the spec and compile it.")
-        return _run.run(source, log_level=log_level)
+        return _run.run(source, targets=fds, log_level=log_level)
     from pybpf.compiler.compile import compile as _compile
     from pybpf.elf.reader import read as _read
     from pybpf.spec import ObjectSpec as _ObjectSpec
@@ -171,6 +178,8 @@ def load(
         spec = spec.with_map(map_name, max_entries=number)
     for name in disable:
         spec = spec.with_program(name, autoload=False)
+    for name in fds:
+        spec = spec.with_program(name, attach_program=True)
     if variables:
         spec = spec.with_variables(variables)
     plan = _compile(spec, relocate=relocate or "kernel", pin_root=pin_root, export=export)
@@ -179,13 +188,13 @@ def load(
 
     try:
         try:
-            return _run.run(plan, log_level=log_level)
+            return _run.run(plan, targets=fds, log_level=log_level)
         except _KernelError as error:
             # E2BIG: bpf_attr has no core_relos yet (before fbd94c7afcf9, in v5.17)
             if relocate is not None or error.errno != 7 or error.call != "BPF_PROG_LOAD":
                 raise
         plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
-        return _run.run(plan, log_level=log_level)
+        return _run.run(plan, targets=fds, log_level=log_level)
     except _PybpfError as error:
         from pybpf.reloc.refusal import explain as _explain
 

@@ -137,6 +137,7 @@ class ProgramSpec(Frozen):
     attach_to: what follows the section's prefix ("bprm_check_security" of "lsm/…"), or None.
     autoload: loaded unless switched off; autoattach: attached by ``attach()``.
     when_module: loaded only where this kernel module's BTF is there (a Plan condition).
+    attach_program: attach_to names a function of a loaded program, which run() is given.
     exception_callback: number of the function that bpf_throw() runs (kernel 6.7), -1: none.
     """
 
@@ -151,6 +152,7 @@ class ProgramSpec(Frozen):
     autoattach: bool = True
     when_module: str | None = None
     exception_callback: int = -1
+    attach_program: bool = False
 
 
 class VariableSpec(Frozen):

@@ -39,6 +39,8 @@ def attach_symbol(program: ProgramSpec) -> tuple[str, int, str | None] | None:
         return None
     if program.type == abi.BPF_PROG_TYPE_EXT or program.attach_to is None:
         return None
+    if program.attach_program:
+        return None
     prefix, kind = found[0].btf
     module, colon, name = program.attach_to.partition(":")
     if not colon:
@@ -132,11 +134,14 @@ class ProgramCompiler:
         self, program: ProgramSpec, requests: list[SymbolRequest]
     ) -> tuple[int, int | None]:
         """(vmlinux BTF id, symbol number) of the attach target; (0, None) where there is none."""
+        if program.attach_program:
+            return 0, None
         if program.type == abi.BPF_PROG_TYPE_EXT:
             raise RelocationError(
                 "it replaces a function of a program that is already loaded, and a Plan does not "
                 "know which.",
-                hint="Switch it off (with_program(name, autoload=False)).",
+                hint="Give that program (load(…, targets={name: program})), or switch this one off "
+                "(with_program(name, autoload=False)).",
                 target=program.attach_to or "a loaded program",
             )
         if program.type == abi.BPF_PROG_TYPE_STRUCT_OPS:

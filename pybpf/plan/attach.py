@@ -43,12 +43,13 @@ is tests/kernel/test_links.py.
     tp tracepoint                                tracepoint; by attach()         T (guests), L
     raw_tp raw_tracepoint (.w)                   raw_tracepoint; by attach()     T, L
     tp_btf                                       link; by attach()               T, L
-    fentry fexit fmod_ret fsession lsm           link; by attach()               T (guests)
+    fentry fexit fmod_ret fsession lsm           link; by attach(); of a loaded program too,
+                                                 as freplace                     T (guests)
     fentry.multi fexit.multi fsession.multi      not yet (BPF_LINK_TYPE_TRACING_MULTI, 7.x)
     lsm_cgroup                                   cgroup                          T (guests)
     iter                                         iter; by attach() unless of one map's elements T
     freplace                                     link; by attach(). The loaded program is given to
-                                                 run(plan, targets=…)            T (guests)
+                                                 load(…, targets=…)              T (guests)
     struct_ops                                   struct_ops; by attach()         T (guests)
     perf_event                                   perf_event                      T
     xdp xdp.frags                                interface                       T

@@ -14,18 +14,18 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pybpf
 from pybpf.errors import KernelError, PlanError, PybpfError, SymbolNotFoundError, UsageError
 from pybpf.kernel.link import Link
-from pybpf.plan import ops
 from pybpf.plan.live import Object
 from pybpf.plan.run import run
 from pybpf.spec import ObjectSpec
 from pybpf.sys import abi, bpf, layouts, syscalls
-from tests.kernel.helpers import open_fds, settle
+from tests.kernel.helpers import open_fds, plan, prog, returns, settle
 
 pytestmark = pytest.mark.kernel
 
@@ -39,13 +39,13 @@ def read_spec() -> ObjectSpec:
     return pybpf.read(FILE)
 
 
-def load(*programs: str) -> Object:
+def load(*programs: str, **more: Any) -> Object:
     """The object with these programs only, which count for this process."""
     spec = read_spec()
     for name in spec.programs:
         if name not in programs:
             spec = spec.with_program(name, autoload=False)
-    return pybpf.load(spec.with_variables(pid=os.getpid()))
+    return pybpf.load(spec.with_variables(pid=os.getpid()), **more)
 
 
 def kernel_may_lack(what: str, error: PybpfError) -> None:
@@ -469,37 +469,39 @@ def test_struct_ops_are_used(prefix: str) -> None:
             assert settle(lambda: obj.vars["calls"] > 0, 5)
 
 
-def test_a_function_is_replaced(prefix: str) -> None:
-    """freplace: the loaded program goes on with the new function until the link is closed."""
-    spec = read_spec()
-    for name in spec.programs:
-        spec = spec.with_program(name, autoload=False)
-    spec = spec.with_program(
-        "replacement", autoload=True, section="socket", type=abi.BPF_PROG_TYPE_SOCKET_FILTER
-    )
-    plan = pybpf.compile(spec)
-    (op,) = [op for op in plan.ops if isinstance(op, ops.ProgLoad)]
-    op.type, op.section = abi.BPF_PROG_TYPE_EXT, "freplace/replaceable"
+@pytest.mark.parametrize(
+    ("program", "retval"), [("replacement", 42), ("of_program", 1), ("after_program", 1)]
+)
+def test_a_function_of_a_loaded_program(program: str, retval: int, prefix: str) -> None:
+    """freplace: the program goes on with the new function until the link is closed. fentry and
+    fexit trace it."""
+    five = struct.pack("=Q", 5)
     with load("call_replaceable") as obj:
         target = obj.programs["call_replaceable"]
-        assert target.test_run(ctx=struct.pack("=Q", 5)).retval == 1
+        assert target.test_run(ctx=five).retval == 1
         try:
-            other = run(plan, targets={"replacement": target.fileno()})
+            other = load(program, targets={program: target})
         except PybpfError as error:
-            kernel_may_lack("freplace", error)
-        with other:
-            link = other.attach_program("replacement")
-            assert isinstance(link, Link)
-            assert target.test_run(ctx=struct.pack("=Q", 5)).retval == 42
+            kernel_may_lack(program, error)
+        with other.attach():
+            assert target.test_run(ctx=five).retval == retval
             assert other.vars["seen"] == 5
             assert other.vars["count"] == 1
             other.detach()
-            assert settle(lambda: target.test_run(ctx=struct.pack("=Q", 5)).retval == 1)
-        op.section = "freplace/nothing"
-        with pytest.raises(SymbolNotFoundError, match="no function nothing"):
-            run(plan, targets={"replacement": target.fileno()})
-        with pytest.raises(PlanError, match="no program 'x'"):
-            run(plan, targets={"x": target.fileno()})
+            assert settle(lambda: target.test_run(ctx=five).retval == 1)
+            settle(lambda: counts(other, lambda: target.test_run(ctx=five)) == 0, 5)
+            assert counts(other, lambda: target.test_run(ctx=five)) == 0
+
+
+def test_functions_that_the_loaded_program_lacks(prefix: str) -> None:
+    with run(plan(prog(0, f"{prefix}_p", returns(0)))) as obj:
+        loaded = obj.programs[f"{prefix}_p"]
+        with pytest.raises(SymbolNotFoundError, match="without BTF, so it has no function"):
+            load("replacement", targets={"replacement": loaded})
+        with pytest.raises(UsageError, match="no program 'x'"):
+            load("replacement", targets={"x": loaded})
+        with pytest.raises(PybpfError, match="targets="):
+            load("replacement")
 
 
 def test_what_is_not_attached_is_told(prefix: str) -> None:

@@ -205,6 +205,18 @@ SEC("freplace/replaceable") int replacement(u64 number)
 	return counted(42);
 }
 
+SEC("fentry/replaceable") int of_program(u64 *ctx)
+{
+	seen = ctx[0];
+	return counted(0);
+}
+
+SEC("fexit/replaceable") int after_program(u64 *ctx)
+{
+	seen = ctx[0];
+	return counted(0);
+}
+
 /* --- live objects --- */
 
 struct {
