@@ -224,4 +224,21 @@ def _notes(image: ElfImage) -> dict[str, object]:
             and not name.startswith((".BTF", ".debug", ".data", ".rodata", ".rel", ".note"))
         )
 
-    return {"unused_sections": tuple(s.name for s in image.sections[1:] if unused(s))}
+    left = {s.number for s in image.sections[1:] if unused(s)}
+    counts = {target.number: rel.size // 16 for rel, target in image.relocation_sections()}
+    rows = tuple(
+        {
+            "name": s.name,
+            "type": s.type,
+            "size": s.size,
+            "offset": s.offset,
+            "flags": s.flags,
+            "relocations": counts.get(s.number, 0),
+            "used": s.number not in left,
+        }
+        for s in image.sections[1:]
+    )
+    return {
+        "sections": rows,
+        "unused_sections": tuple(s.name for s in image.sections[1:] if s.number in left),
+    }

@@ -65,9 +65,11 @@ def _unknown_call(log: str, spec: ObjectSpec) -> str | None:
     from pybpf.sys.abi_helpers import HELPER_NAMES
 
     if number < len(HELPER_NAMES):
+        from pybpf.compiler.needs import helper_since
+
         return (
-            f"Helper {number} is bpf_{HELPER_NAMES[number]}: this kernel is older than it, or "
-            "was built without it."
+            f"Helper {number} is bpf_{HELPER_NAMES[number]} (requires >= v{helper_since(number)}): "
+            "this kernel is older, or was built without it."
         )
     if number < 0xBAD2310:
         return (

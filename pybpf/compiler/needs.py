@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Which kernel an object needs at least, and what for.
+
+From the object alone: program, attach and map types, helpers, instructions and features that its
+programs use. First releases are facts of the kernel's history (the merging commits; the lists of
+them in bcc's docs/kernel-versions.md and the eBPF documentation's feature-versions.yaml were
+compared, and the commit counts where they disagree). Helpers were numbered as they were merged,
+so that a release is a range of numbers, and since 6.2 none was added.
+
+A later kernel may be needed for what cannot be told from numbers: flags of helpers, fields of
+contexts, the verifier's skill. Kfuncs have no fixed first release: ``compile`` tells whether a
+kernel has them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from pybpf.asm import decode
+from pybpf.errors import RelocationError
+from pybpf.reloc.link import link
+from pybpf.sys import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import NamedTuple
+
+    from pybpf.asm import Instruction
+    from pybpf.spec import MapSpec, ObjectSpec, ProgramSpec
+else:
+    from pybpf.record import NamedTuple
+
+__all__ = ["Need", "Used", "helper_since", "least", "map_needs", "program_needs", "used_by"]
+
+# The first helper of each release that brought any.
+_FIRST_HELPER = (
+    ("map_lookup_elem", "3.19"), ("probe_read", "4.1"), ("tail_call", "4.2"),
+    ("get_cgroup_classid", "4.3"), ("redirect", "4.4"), ("skb_load_bytes", "4.5"),
+    ("get_stackid", "4.6"), ("skb_change_proto", "4.8"), ("current_task_under_cgroup", "4.9"),
+    ("get_numa_node_id", "4.10"), ("probe_read_str", "4.11"), ("get_socket_cookie", "4.12"),
+    ("set_hash", "4.13"), ("redirect_map", "4.14"), ("xdp_adjust_meta", "4.15"),
+    ("override_return", "4.16"), ("msg_redirect_map", "4.17"), ("xdp_adjust_tail", "4.18"),
+    ("get_local_storage", "4.19"), ("sk_lookup_tcp", "4.20"), ("msg_pop_data", "5.0"),
+    ("spin_lock", "5.1"), ("skc_lookup_tcp", "5.2"), ("send_signal", "5.3"),
+    ("tcp_gen_syncookie", "5.4"), ("skb_output", "5.5"), ("tcp_send_ack", "5.6"),
+    ("read_branch_records", "5.7"), ("ktime_get_boot_ns", "5.8"), ("skc_to_tcp6_sock", "5.9"),
+    ("load_hdr_opt", "5.10"), ("task_storage_get", "5.11"), ("check_mtu", "5.12"),
+    ("for_each_map_elem", "5.13"), ("sys_bpf", "5.14"), ("timer_init", "5.15"),
+    ("get_branch_snapshot", "5.16"), ("find_vma", "5.17"), ("get_retval", "5.18"),
+    ("kptr_xchg", "5.19"), ("tcp_raw_gen_syncookie_ipv4", "6.0"), ("ktime_get_tai_ns", "6.1"),
+    ("cgrp_storage_get", "6.2"),
+)  # fmt: skip
+
+_ATTACH_SINCE = {
+    abi.BPF_MODIFY_RETURN: "5.7",
+    abi.BPF_TRACE_ITER: "5.8",
+    abi.BPF_XDP_DEVMAP: "5.8",
+    abi.BPF_CGROUP_INET4_GETPEERNAME: "5.8",
+    abi.BPF_CGROUP_INET6_GETPEERNAME: "5.8",
+    abi.BPF_CGROUP_INET4_GETSOCKNAME: "5.8",
+    abi.BPF_CGROUP_INET6_GETSOCKNAME: "5.8",
+    abi.BPF_CGROUP_UDP4_SENDMSG: "4.18",
+    abi.BPF_CGROUP_UDP6_SENDMSG: "4.18",
+    abi.BPF_CGROUP_UDP4_RECVMSG: "5.2",
+    abi.BPF_CGROUP_UDP6_RECVMSG: "5.2",
+    abi.BPF_CGROUP_INET4_POST_BIND: "4.17",
+    abi.BPF_CGROUP_INET6_POST_BIND: "4.17",
+    abi.BPF_CGROUP_INET_SOCK_RELEASE: "5.9",
+    abi.BPF_XDP_CPUMAP: "5.9",
+    abi.BPF_SK_SKB_VERDICT: "5.13",
+    abi.BPF_SK_REUSEPORT_SELECT_OR_MIGRATE: "5.14",
+    abi.BPF_TRACE_KPROBE_MULTI: "5.18",
+    abi.BPF_LSM_CGROUP: "6.0",
+    abi.BPF_TCX_INGRESS: "6.6",
+    abi.BPF_TCX_EGRESS: "6.6",
+    abi.BPF_TRACE_UPROBE_MULTI: "6.6",
+    abi.BPF_CGROUP_UNIX_CONNECT: "6.7",
+    abi.BPF_CGROUP_UNIX_SENDMSG: "6.7",
+    abi.BPF_CGROUP_UNIX_RECVMSG: "6.7",
+    abi.BPF_CGROUP_UNIX_GETPEERNAME: "6.7",
+    abi.BPF_CGROUP_UNIX_GETSOCKNAME: "6.7",
+    abi.BPF_NETKIT_PRIMARY: "6.7",
+    abi.BPF_NETKIT_PEER: "6.7",
+    abi.BPF_TRACE_KPROBE_SESSION: "6.10",
+    abi.BPF_TRACE_UPROBE_SESSION: "6.13",
+}
+
+
+
+class Need(NamedTuple):
+    """Something that a kernel has since ``version`` ("5.8"; None: not known)."""
+
+    version: str | None
+    what: str
+
+
+class Used(NamedTuple):
+    """What a program calls: helper numbers, kfunc names (True: weak), by first use."""
+
+    helpers: tuple[int, ...]
+    kfuncs: tuple[tuple[str, bool], ...]
+
+
+def _key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def least(needs: Iterable[Need]) -> str | None:
+    """The latest of the versions, None if none is known."""
+    known = [n.version for n in needs if n.version is not None]
+    return max(known, key=_key, default=None)
+
+
+def helper_since(number: int) -> str | None:
+    """The release that brought a helper, None for a number that no release has."""
+    from pybpf.sys.abi_helpers import HELPER_NAMES
+
+    if not 0 < number < len(HELPER_NAMES):
+        return None
+    starts = [HELPER_NAMES.index(name) for name, _ in _FIRST_HELPER]
+    return _FIRST_HELPER[bisect_right(starts, number) - 1][1]
+
+
+def _functions(spec: ObjectSpec, program: ProgramSpec) -> list[int]:
+    try:
+        return [number for number, _ in link(spec, program).functions]
+    except RelocationError:
+        return [program.function]
+
+
+def _walk(spec: ObjectSpec, numbers: Iterable[int]) -> Iterator[Instruction]:
+    for number in numbers:
+        yield from decode(spec.functions[number].insns, spec.byteorder)
+
+
+def used_by(spec: ObjectSpec, program: ProgramSpec) -> Used:
+    """Helpers and kfuncs that the program and its subprograms call."""
+    helpers: dict[int, None] = {}
+    kfuncs: dict[str, bool] = {}
+    numbers = _functions(spec, program)
+    for instruction in _walk(spec, numbers):
+        if instruction.helper is not None:
+            helpers.setdefault(instruction.helper)
+    for number in numbers:
+        for ref in spec.functions[number].refs:
+            extern = spec.externs.get(ref.name) if ref.kind == "extern" else None
+            if extern is not None and extern.kind == "kfunc":
+                kfuncs.setdefault(extern.name, extern.weak)
+    # Old compilers leave -1 and source register 0 in a call that a relocation completes.
+    return Used(tuple(h for h in helpers if h > 0), tuple(kfuncs.items()))
+
+
+def map_needs(found: MapSpec) -> list[Need]:
+    """What a map needs."""
+    from pybpf.kernel.features import MAP_TYPE_SINCE
+    from pybpf.sys.abi_names import MAP_TYPE_NAMES
+
+    name = MAP_TYPE_NAMES.get(found.type, str(found.type))
+    out = [Need(MAP_TYPE_SINCE.get(found.type), f"map type {name}")]
+    flags = (
+        (abi.BPF_F_NUMA_NODE, "4.14", "BPF_F_NUMA_NODE"),
+        (abi.BPF_F_RDONLY_PROG | abi.BPF_F_WRONLY_PROG, "5.2", "maps read-only for programs"),
+        (abi.BPF_F_MMAPABLE, "5.5", "mapping a map into memory"),
+        (abi.BPF_F_INNER_MAP, "5.10", "inner maps of different sizes"),
+        (abi.BPF_F_LINK, "6.4", "struct_ops by link"),
+    )
+    out += [Need(since, what) for bits, since, what in flags if found.flags & bits]
+    if found.frozen:
+        out.append(Need("5.2", "freezing a map"))
+    return out
+
+
+def program_needs(spec: ObjectSpec, program: ProgramSpec) -> list[Need]:
+    """What a program needs, its helpers included, its maps not."""
+    from pybpf.kernel.features import PROGRAM_TYPE_SINCE
+    from pybpf.sys.abi_helpers import HELPER_NAMES
+    from pybpf.sys.abi_names import ATTACH_TYPE_NAMES, PROG_TYPE_NAMES
+
+    name = PROG_TYPE_NAMES.get(program.type, str(program.type))
+    out = {Need(PROGRAM_TYPE_SINCE.get(program.type), f"program type {name}"): None}
+
+    def add(version: str | None, what: str) -> None:
+        out.setdefault(Need(version, what))
+
+    since = _ATTACH_SINCE.get(program.expected_attach_type)
+    if since is not None:
+        add(since, f"attach type {ATTACH_TYPE_NAMES.get(program.expected_attach_type)}")
+    if program.flags & abi.BPF_F_SLEEPABLE and program.type != abi.BPF_PROG_TYPE_SYSCALL:
+        add("5.10", "sleepable programs")
+    if program.flags & abi.BPF_F_XDP_HAS_FRAGS:
+        add("5.18", "XDP on packets in fragments")
+    used = used_by(spec, program)
+    for number in used.helpers:
+        known = 0 < number < len(HELPER_NAMES)
+        label = f"bpf_{HELPER_NAMES[number]}" if known else f"number {number}"
+        add(helper_since(number), f"helper {label}")
+    for kfunc, weak in used.kfuncs:
+        if not weak:
+            add("5.13", "calls of kernel functions")
+            add(None, f"kernel function {kfunc}")
+    numbers = _functions(spec, program)
+    if len(numbers) > 1:
+        add("4.16", "subprograms")
+    if program.exception_callback >= 0:
+        add("6.7", "exceptions")
+    for number in numbers:
+        for ref in spec.functions[number].refs:
+            if ref.kind == "data":
+                add("5.2", "global variables")
+            elif ref.kind == "func":
+                add("5.13", "callbacks")
+            elif ref.kind == "extern" and spec.externs[ref.name].kind == "kconfig":
+                add("5.2", "global variables")
+    for instruction in _walk(spec, numbers):
+        for need in _instruction_needs(instruction):
+            out.setdefault(need)
+    return list(out)
+
+
+def _instruction_needs(ins: Instruction) -> Iterator[Need]:
+    """What single instructions need (Documentation/bpf/standardization/instruction-set.rst)."""
+    code, kind = ins.opcode, ins.opcode & 7
+    if kind == 6 and code != 0x06:
+        yield Need("5.1", "32-bit jumps")  # 092ed0968bb6
+    if code == 0x06:
+        yield Need("6.6", "long jumps")  # 4cd58e9af8b9
+    elif code == 0xE5:
+        yield Need("6.9", "may_goto")  # 011832b97b31
+    elif code & 0xE7 == 0xC3:  # BPF_STX | BPF_ATOMIC of any size
+        if ins.imm in (0x100, 0x110):
+            yield Need("6.15", "load-acquire and store-release")  # 880442305a39
+        elif ins.imm != 0:  # BPF_ADD without BPF_FETCH is as old as eBPF
+            yield Need("5.12", "atomic instructions beyond addition")  # 5ca419f2864a
+    elif kind == 1 and code & 0xE0 == 0x80:
+        yield Need("6.6", "sign-extending loads")  # 1f9a1ea821ff
+    elif kind in (4, 7) and code & 0xF0 == 0xB0 and ins.off in (8, 16, 32):
+        yield Need("6.6", "sign-extending moves")  # 8100928c8814
+    elif kind in (4, 7) and code & 0xF0 in (0x30, 0x90) and ins.off == 1:
+        yield Need("6.6", "signed division")  # ec0e2da95f72
+    elif code == 0xD7:
+        yield Need("6.6", "byte swaps without condition")  # 0845c3db7bf5
+    elif code == 0xBF and ins.off == 1:
+        yield Need("6.9", "arena address casts")  # 142fd4d2dcf5
