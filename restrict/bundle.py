@@ -89,7 +89,7 @@ def set_variable(found: ObjectSpec, name: str, value: bytes) -> ObjectSpec:
     place = found.variables[name]
     if len(value) != place.size:
         raise ConfigError(f"the variable {name!r} has {place.size} bytes, not {len(value)}.")
-    data = bytearray(found.maps[place.map].data or b"")
+    data = bytearray((found.maps[place.map].data or b"").ljust(place.offset + place.size, b"\0"))
     data[place.offset : place.offset + place.size] = value
     return found.with_map(place.map, data=bytes(data))
 

@@ -87,6 +87,20 @@ def test_a_type_that_many_members_share_is_no_doubling() -> None:
     assert len(layout(writer.btf(), whole)[2]) == 1000
 
 
+def test_a_bit_field_wider_than_its_type() -> None:
+    writer = BtfWriter("little")
+    byte = writer.add_int("byte", 1)
+    wide = writer.add_struct("s", 8, [("a", byte, 0, 32)])
+    with pytest.raises(FormatError, match="has 32 bits, its type 8"):
+        layout(writer.btf(), wide)
+
+
+def test_an_enum_of_a_size_that_no_number_has() -> None:
+    writer = BtfWriter("little")
+    odd = writer.add_enum("e", [("A", 1)], size=41)
+    assert layout(writer.btf(), odd) == ("opaque", 41)
+
+
 # --- frozen Plans -----------------------------------------------------------------------------
 
 

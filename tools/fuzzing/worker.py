@@ -8,13 +8,13 @@ it is written to a file named after where it happened, once a place.
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -104,9 +104,13 @@ class Keeper:
 
 def fuzz(name: str, *, seconds: float, seed: int, out: Path) -> None:
     """Fuzz a target; does not return (libFuzzer ends the process)."""
-    import atheris  # type: ignore[import-not-found, unused-ignore]
+    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-    with atheris.instrument_imports(include=["pybpf"], enable_loader_override=False):
+    with (
+        open(os.devnull, "w") as quiet,
+        redirect_stderr(quiet),  # a line a module
+        atheris.instrument_imports(include=["pybpf"], enable_loader_override=False),
+    ):
         from tools.fuzzing.targets import TARGETS, prepare
     target = TARGETS[name]
     prepare()
@@ -131,9 +135,6 @@ def fuzz(name: str, *, seconds: float, seed: int, out: Path) -> None:
         if time.monotonic() - started > seconds:
             found = ", ".join(f"{k}: {v}" for k, v in keeper.seen.items()) or "none"
             print(f"\nfuzzing {name}: {keeper.runs} executions, findings {found}", flush=True)
-            sys.stdout.flush()
-            import os
-
             os._exit(0)
 
     atheris.Setup(
