@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from pybpf.btf.consts import (
 )
 from pybpf.btf.layout import layout
 from pybpf.btf.model import Btf
+from pybpf.btf.sanitize import FEATURES, needed, sanitize
 from pybpf.compiler import attach, maps
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.programs import ProgramCompiler
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["compile", "compile_alternatives"]
 
 RELOCATE = ("kernel", "python")
+# What kernels that relocate themselves (5.17) may yet lack in BTF.
+_NEWER_THAN_CORE = frozenset(("enum64", "qmark_datasec"))
 # BTF as it is loaded: compiling programs of one object one by one asks for it each time.
 _loadable: WeakKeyDictionary[Btf, dict[tuple[int, ...], bytes]] = WeakKeyDictionary()
 
@@ -202,7 +206,7 @@ class _Compiled:
         btf = None
         if spec.btf is not None:
             btf = places.slot("btf", "")
-            out.append(ops.BtfLoad(dst=btf, data=self._btf(), optional=self._btf_optional()))
+            out.append(self._btf_load(btf))
         requests, value_symbols = self._value_symbols()
         if requests:
             out.append(self._lookup(requests))
@@ -228,6 +232,37 @@ class _Compiled:
         if hidden not in kept:
             kept[hidden] = loadable(spec.btf, static_functions=hidden)
         return kept[hidden]
+
+    def _btf_load(self, slot: int) -> ops.Op:
+        """Loading the BTF; where it has what some kernels that the Plan may run on do not know,
+        a choice of plainer versions, tried one after the other once the kernel said EINVAL."""
+        data, optional = self._btf(), self._btf_optional()
+        assert self.spec.btf is not None
+        used = needed(self.spec.btf)
+        missing = [
+            (feature, version)
+            for feature, version in reversed(FEATURES.items())
+            if feature in used
+            # Kernels without functions in BTF take no func_info either: none is better then.
+            and feature != "func"
+            and (self.in_python or feature in _NEWER_THAN_CORE)
+        ]
+        if not missing:
+            return ops.BtfLoad(dst=slot, data=data, optional=optional)
+        whole = Btf.parse(data, name=self.spec.btf.label)
+        choices: list[tuple[str, tuple[ops.Op, ...]]] = [
+            ("complete", (ops.BtfLoad(dst=slot, data=data),))
+        ]
+        for count, (_, version) in enumerate(missing, 1):
+            plainer = sanitize(whole, {name for name, _ in missing[:count]})
+            last = optional and count == len(missing)
+            choices.append(
+                (
+                    f"for Linux before {version}",
+                    (ops.BtfLoad(dst=slot, data=plainer, optional=last),),
+                )
+            )
+        return ops.Choose(label="BTF", alternatives=tuple(choices), on=(errno.EINVAL,))
 
     def _btf_optional(self) -> bool:
         """Without CO-RE in the kernel and externs, BTF makes things legible, no more."""
