@@ -30,7 +30,7 @@ _STATISTICS = (
 _BOOKKEEPING = (
     "func#", "Func#", "func '", "last_idx ", "regs=", "parent ", "mark_precise:", "from ", "frame",
     "caller:", "callee:", "returning from callee:", "to caller at ", "propagating ", "Validating ",
-    "live regs", "Live regs", "arg#", "processing ",
+    "live regs", "Live regs", "arg#", "processing ", "cur state: ", "old state: ",
 )  # fmt: skip
 # Calls that a loader writes over instructions it could not complete. The first is libbpf's and
 # the kernel's mark of a failed CO-RE relocation (relo_core.c: bpf_core_poison_insn), the second
@@ -74,6 +74,9 @@ def _complains(line: str) -> bool:
     if line.startswith("func '"):
         # "func 'f' arg0 has btf_id 7 type STRUCT 's'" is told of every typed context load.
         return " has btf_id " not in line
+    if line.startswith("frame"):
+        # "frame1: R0=…" is state, "frame pointer is read only" is not.
+        return not line[5:6].isdigit()
     return line.startswith("Func#") and "invalid" in line
 
 

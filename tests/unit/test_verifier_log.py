@@ -37,6 +37,29 @@ REASONS = {
     "helper_arg": ("R1 type=scalar expected=map_ptr", 1, "call bpf_map_lookup_elem#1"),
     "too_complex": ("The sequence of 8193 jumps is too complex", 131, "if r0 >= 0x5 goto pc+1"),
     "with_source": ("R0 invalid mem access 'map_value_or_null'", 6, "r0 = *(u32 *)(r0 +0)"),
+    "division_by_zero": ("div by zero", 1, "r0 /= 0"),
+    "shift_too_far": ("invalid shift 64", 1, "r0 <<= 64"),
+    "no_opcode": ("unknown opcode 8f", None, None),
+    "frame_pointer": ("frame pointer is read only", 0, "r10 = 1"),
+    "no_register": ("R12 is invalid", 0, "r12 = 1"),
+    "endless": ("infinite loop detected at insn 1", 1, "if r0 == 0x0 goto pc-1"),
+    "pointer_arithmetic": ("R1 pointer arithmetic with *= operator prohibited", 0, "r1 *= 2"),
+    "misaligned": ("misaligned stack access off 0+0+-13 size 8", 0, "*(u64 *)(r10 -13) = 1"),
+    "released_twice": ("R1 type=scalar expected=ringbuf_mem", 12, "call bpf_ringbuf_submit#132"),
+    "helper_not_here": (
+        "program of this type cannot use helper bpf_probe_write_user#36", 0,
+        "call bpf_probe_write_user#36"),
+    "needs_gpl": (
+        "cannot call GPL-restricted function from non-GPL compatible program", 0,
+        "call bpf_trace_printk#6"),
+    "deep_stack": ("combined stack size of 2 calls is 608. Too large", None, None),
+    "half_constant": ("invalid bpf_ld_imm64 insn", None, None),
+    "no_map": ("fd 9999 is not pointing to valid bpf_map", None, None),
+    "into_constant": ("jump into the middle of ldimm64 insn 2", None, None),
+    "above_stack": ("invalid write to stack R10 off=0 size=8", 0, "*(u64 *)(r10 +0) = 1"),
+    "atomic_on_context": (
+        "BPF_ATOMIC stores into R1 ctx is not allowed", 1, "lock *(u64 *)(r1 +8) += r2"),
+    "recursion": ("the call stack of 9 frames is too deep", 2, "call pc-1"),
     "lsm_return": ("At program exit the register R0 has smin=1 smax=1 should have been in "
                    "[-4095, 0]", 1, "exit"),
     "lsm_sleepable": ("bpf_lsm_task_kill is not sleepable", None, None),
@@ -49,6 +72,8 @@ REASONS = {
 def test_there_are_logs_of_three_releases() -> None:
     assert sorted(LOGS) == ["6.12.107", "6.18", "7.3.4"]
     assert len(LOGS["7.3.4"]) == 23
+    assert len(LOGS["6.18"]) >= 37
+    assert len({case for release in LOGS for case in LOGS[release]}) >= 40
 
 
 @pytest.mark.parametrize(

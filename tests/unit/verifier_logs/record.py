@@ -95,6 +95,35 @@ def cases(array: int, table: int, ring: int) -> dict[str, tuple[Any, ...]]:
         "too_complex": (
             SOCKET, mov(6) + loop + insn(0xA5, 6, 0, -161, 0x7FFFFFFF) + mov(0) + EXIT, {}, None),
         "with_source": (SOCKET, lookup(table) + load(4, 0, 0, 0) + EXIT, {"source": 1}, None),
+        "division_by_zero": (SOCKET, mov(0, 4) + insn(0x37, 0, imm=0) + EXIT, {}, None),
+        "shift_too_far": (SOCKET, mov(0, 4) + insn(0x67, 0, imm=64) + EXIT, {}, None),
+        "no_opcode": (SOCKET, mov(0) + insn(0x8F) + EXIT, {}, None),
+        "frame_pointer": (SOCKET, mov(10, 1) + mov(0) + EXIT, {}, None),
+        "no_register": (SOCKET, mov(12, 1) + mov(0) + EXIT, {}, None),
+        "endless": (SOCKET, mov(0) + insn(0x15, 0, 0, -1, 0) + EXIT, {}, None),
+        "pointer_arithmetic": (SOCKET, insn(0x27, 1, imm=2) + mov(0) + EXIT, {}, None),
+        "misaligned": (
+            SOCKET, insn(0x7A, 10, 0, -13, 1) + mov(0) + EXIT,
+            {"prog_flags": abi.BPF_F_STRICT_ALIGNMENT}, None),
+        "released_twice": (
+            SOCKET, map_fd(1, ring) + mov(2, 16) + mov(3) + call(131) + insn(0x15, 0, 0, 7)
+            + copy(6, 0) + copy(1, 6) + mov(2) + call(132) + copy(1, 6) + mov(2) + call(132)
+            + mov(0) + EXIT, {}, None),
+        "helper_not_here": (SOCKET, call(36) + mov(0) + EXIT, {}, None),
+        "needs_gpl": (SOCKET, call(6) + mov(0) + EXIT, {"licence": b"Proprietary\0"}, None),
+        "deep_stack": (
+            SOCKET, insn(0x7A, 10, 0, -304, 1) + insn(0x85, 0, 1, 0, 1) + EXIT
+            + insn(0x7A, 10, 0, -304, 1) + mov(0) + EXIT, {}, None),
+        "half_constant": (SOCKET, insn(0x18, 1, imm=5) + mov(0) + EXIT, {}, None),
+        "no_map": (SOCKET, map_fd(1, 9999) + mov(0) + EXIT, {}, None),
+        "into_constant": (
+            SOCKET, mov(0) + insn(0x15, 0, 0, 1, 0) + insn(0x18, 1, imm=5) + insn(0) + EXIT,
+            {}, None),
+        "above_stack": (SOCKET, insn(0x7A, 10, 0, 0, 1) + mov(0) + EXIT, {}, None),
+        "atomic_on_context": (
+            SOCKET, mov(2, 1) + insn(0xDB, 1, 2, 8, 0) + mov(0) + EXIT, {}, None),
+        "recursion": (SOCKET, insn(0x85, 0, 1, 0, 1) + EXIT + insn(0x85, 0, 1, 0, -1) + EXIT,
+                      {}, None),
         "lsm_return": (LSM, mov(0, 1) + EXIT, MAC, ("bpf_lsm_bpf", 12)),
         "lsm_inside_struct": (
             LSM, load(8, 1, 1, 0) + load(8, 2, 1, 0) + mov(0) + EXIT, MAC,
@@ -136,6 +165,10 @@ def main() -> int:
             "prog_type": kind, "insns": held[0].address, "insn_cnt": len(code) // 8,
             "license": held[1].address, "prog_name": name[:15].encode(), **fields,
         }  # fmt: skip
+        licence = attr.pop("licence", None)
+        if licence:
+            held.append(Pointer(licence))
+            attr["license"] = held[-1].address
         if attr.pop("source", None):
             btf, funcs, lines = source_btf()
             held += [Pointer(funcs), Pointer(lines)]
