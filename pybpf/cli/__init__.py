@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 from pybpf.errors import PybpfError, UsageError
 
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
     except SystemExit as exc:  # argparse: --help 0, wrong usage 2
         return exc.code if isinstance(exc.code, int) else 2
+    # Text of ours and names of others' objects have characters that a terminal may lack.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = runners[args.command](args)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 
 from pybpf.cli.common import add_edits, edit, emit, read_object
-from pybpf.errors import UsageError
+from pybpf.errors import FormatError, UsageError
 from pybpf.plan.ops import Plan
 from pybpf.plan.run import run as run_plan
 
@@ -37,7 +37,10 @@ def load_plan(path: str, args: argparse.Namespace) -> Plan:
 
             if args.set or args.set_max_entries or args.disable:
                 raise UsageError("a Plan file is executed as it is.", hint="Edit when bundling.")
-            return from_bytes(head + file.read())
+            try:
+                return from_bytes(head + file.read())
+            except FormatError as exc:
+                raise exc.at(file=path) from exc.__cause__
     from pybpf.compiler.compile import compile
 
     return compile(edit(read_object(path), args))

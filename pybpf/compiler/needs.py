@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from pybpf.asm import decode
-from pybpf.errors import RelocationError
+from pybpf.errors import FormatError, RelocationError
 from pybpf.reloc.link import link
 from pybpf.sys import abi
 
@@ -131,7 +131,12 @@ def _functions(spec: ObjectSpec, program: ProgramSpec) -> list[int]:
 
 def _walk(spec: ObjectSpec, numbers: Iterable[int]) -> Iterator[Instruction]:
     for number in numbers:
-        yield from decode(spec.functions[number].insns, spec.byteorder)
+        function = spec.functions[number]
+        try:
+            yield from decode(function.insns, spec.byteorder)
+        except FormatError as exc:
+            where = {"section": function.section, "function": function.name}
+            raise exc.at(object=spec.path or spec.name, **where) from None
 
 
 def used_by(spec: ObjectSpec, program: ProgramSpec) -> Used:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,8 +191,8 @@ def test_disasm_names_the_object_of_half_a_load(
 ) -> None:
     path = tmp_path / "half.bpf.o"
     path.write_bytes(object_with(RETURN_0 + insn(0x18)))
-    for more in ([], ["--raw"]):
-        assert main(["disasm", str(path), *more]) == 1
+    for command in (["disasm"], ["disasm", "--raw"], ["inspect"]):
+        assert main([*command, str(path)]) == 1
         said = capsys.readouterr().err
         assert str(path) in said
         assert said.count("\n") == 1
@@ -233,6 +236,27 @@ def _btf_file(folder: Path) -> Path:
     path = folder / "kernel.btf"
     path.write_bytes(writer.build())
     return path
+
+
+def test_run_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cut.plan"
+    path.write_bytes(to_bytes(the_plan())[:-1])
+    assert main(["run", str(path)]) == 1
+    assert f"file {path}: the frozen Plan says" in capsys.readouterr().err
+
+
+def test_a_terminal_without_the_characters(tmp_path: Path) -> None:
+    path = tmp_path / "x.plan"
+    code = RETURN_0 * 40
+    load = ops.MapFill(map=0, entries=((bytes(4), code),))
+    array = ops.MapCreate(dst=0, name="m", type=2, key_size=4, value_size=640, max_entries=1)
+    path.write_bytes(to_bytes(the_plan(ops=(array, load))))
+    done = subprocess.run(
+        [sys.executable, "-m", "pybpf", "inspect", str(path)], capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"640 bytes b7000000000000009500000000000000\\u2026" in done.stdout
 
 
 def test_relocate_goes_on_after_a_malformed_file(

@@ -21,6 +21,7 @@ from pybpf.compiler.listing import listing
 from pybpf.compiler.target import Target
 from pybpf.elf.reader import read
 from pybpf.errors import FormatError
+from pybpf.plan import ops
 from pybpf.plan.frozen import from_bytes, to_bytes
 from tests.unit.elfwriter import NOBITS, REL, RETURN_0, ElfWriter, call, insn, load
 
@@ -201,7 +202,5 @@ def test_a_variable_of_a_bss_that_is_not_written_out() -> None:
     assert spec.value("v1") == 0
     changed = spec.with_variables({"v1": 7})
     assert [changed.value(f"v{i}") for i in range(3)] == [0, 7, 0]
-    (fill,) = [
-        op for op in compile(changed, Target()).ops if type(op).__name__ == "MapFill"
-    ]
+    (fill,) = [op for op in compile(changed, Target()).ops if isinstance(op, ops.MapFill)]
     assert fill.entries == ((bytes(4), struct.pack("<3I", 0, 7, 0)),)
