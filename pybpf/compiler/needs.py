@@ -15,6 +15,7 @@ kernel has them.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import lru_cache
 
 from pybpf.asm import decode
 from pybpf.errors import FormatError, RelocationError
@@ -129,11 +130,21 @@ def _functions(spec: ObjectSpec, program: ProgramSpec) -> list[int]:
         return [program.function]
 
 
-def _walk(spec: ObjectSpec, numbers: Iterable[int]) -> Iterator[Instruction]:
+@lru_cache(maxsize=1 << 14)  # a subprogram is asked for by every program that reaches it
+def _told(insns: bytes, byteorder: str) -> tuple[tuple[int, ...], tuple[Need, ...]]:
+    """Helpers called by a function, and what its single instructions need."""
+    found = decode(insns, byteorder)
+    helpers = dict.fromkeys(i.helper for i in found if i.helper is not None)
+    return tuple(helpers), tuple(dict.fromkeys(n for i in found for n in _instruction_needs(i)))
+
+
+def _walk(
+    spec: ObjectSpec, numbers: Iterable[int]
+) -> Iterator[tuple[tuple[int, ...], tuple[Need, ...]]]:
     for number in numbers:
         function = spec.functions[number]
         try:
-            yield from decode(function.insns, spec.byteorder)
+            yield _told(function.insns, spec.byteorder)
         except FormatError as exc:
             where = {"section": function.section, "function": function.name}
             raise exc.at(object=spec.path or spec.name, **where) from None
@@ -144,9 +155,8 @@ def used_by(spec: ObjectSpec, program: ProgramSpec) -> Used:
     helpers: dict[int, None] = {}
     kfuncs: dict[str, bool] = {}
     numbers = _functions(spec, program)
-    for instruction in _walk(spec, numbers):
-        if instruction.helper is not None:
-            helpers.setdefault(instruction.helper)
+    for called, _ in _walk(spec, numbers):
+        helpers.update(dict.fromkeys(called))
     for number in numbers:
         for ref in spec.functions[number].refs:
             extern = spec.externs.get(ref.name) if ref.kind == "extern" else None
@@ -217,9 +227,8 @@ def program_needs(spec: ObjectSpec, program: ProgramSpec) -> list[Need]:
                 add("5.13", "callbacks")
             elif ref.kind == "extern" and spec.externs[ref.name].kind == "kconfig":
                 add("5.2", "global variables")
-    for instruction in _walk(spec, numbers):
-        for need in _instruction_needs(instruction):
-            out.setdefault(need)
+    for _, wanted in _walk(spec, numbers):
+        out.update(dict.fromkeys(wanted))
     return list(out)
 
 
