@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from random import Random
 
 from pybpf.plan.frozen import HEADER, MAGIC, VERSION
@@ -242,7 +243,7 @@ def _table(data: bytes) -> list[tuple[int, ...]]:
         return []
     (start,) = struct.unpack_from("<Q", data, 40)
     (count,) = struct.unpack_from("<H", data, 60)
-    found = []
+    found: list[tuple[int, ...]] = []
     for index in range(1, count):
         at = start + 64 * index
         if at + 64 > len(data):
@@ -326,14 +327,18 @@ def _mutate_elf(data: bytes, rng: Random) -> bytes:
         return bytes(out)
     if how == 2 and rng.randrange(4) == 0:
         return mutate_bytes(data, rng)
-    wanted = {
+    choices: dict[int, Callable[[tuple[int, ...]], object]] = {
         3: lambda r: r[1] == 2, 4: lambda r: r[1] == 2, 5: lambda r: r[1] == 2,
         6: lambda r: r[1] == 9, 7: lambda r: r[1] == 9, 8: lambda r: r[1] == 9,
         9: lambda r: r[1] == 3,
         10: lambda r: r[2] & 4, 11: lambda r: r[2] & 4, 12: lambda r: r[2] & 4,
         13: lambda r: names.get(r[0]) == b".BTF.ext", 14: lambda r: names.get(r[0]) == b".BTF.ext",
         15: lambda r: names.get(r[0]) == b".BTF.ext", 16: lambda r: names.get(r[0]) == b".BTF.ext",
-    }.get(how, (lambda r: names.get(r[0]) == b".BTF") if how < 22 else lambda r: True)  # fmt: skip
+    }  # fmt: skip
+    btf_or_any: Callable[[tuple[int, ...]], object] = (
+        (lambda r: names.get(r[0]) == b".BTF") if how < 22 else lambda r: True
+    )
+    wanted = choices.get(how, btf_or_any)
     rows = [row for row in table if wanted(row)] or table
     row = rng.choice(rows)
     if row[1] == 8:
