@@ -204,7 +204,8 @@ class ObjectSpec(Frozen):
         if (
             "max_entries" in changes
             and changed.data is not None
-            and not (changed.struct_ops or changed.max_entries == 1)
+            # An arena, defined in .maps, has data, too, and pages in place of entries.
+            and not (changed.struct_ops or changed.section == ".maps" or changed.max_entries == 1)
         ):
             raise UsageError("a data map has one entry, which holds all its variables", map=name)
         return replace(self, maps={**self.maps, name: changed})

@@ -369,7 +369,9 @@ class _Compiled:
             variables={
                 v.name: (v.map, v.offset, v.size, _layout(spec.btf, v.type_id))
                 for v in spec.variables.values()
+                # An arena's are in Object.arenas' memory, not in a value of the map.
                 if spec.maps[v.map].autocreate
+                and spec.maps[v.map].type != abi.BPF_MAP_TYPE_ARENA
             },
             layouts={name: _named_layout(spec, name) for name in export},
         )

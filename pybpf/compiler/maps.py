@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import struct
+
 from pybpf.compiler.places import Places
 from pybpf.elf.fixup import KCONFIG
 from pybpf.errors import CompileError
 from pybpf.plan import ops
 from pybpf.record import replace
+from pybpf.reloc.finish import arena_data_offset
 from pybpf.spec import MapSpec, ObjectSpec
 from pybpf.sys import abi
 
@@ -113,11 +116,11 @@ def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
         if found.struct_ops:
             continue
         if found.type == abi.BPF_MAP_TYPE_ARENA:
+            start = arena_data_offset(found)
             if found.data is not None and found.data.strip(b"\0"):
-                raise CompileError(
-                    "initial values of arena variables are not supported.",
-                    hint="Set them when the program runs.",
-                    map=found.name,
+                # The key is the place: the executor writes into the arena's memory.
+                out.append(
+                    ops.MapFill(map=slot, entries=((struct.pack("=I", start), found.data),))
                 )
             continue
         if found.data is not None:

@@ -26,6 +26,7 @@ __all__ = [
     "is_data",
     "kconfig_map",
     "kernel_name",
+    "read_arena_variables",
     "read_externs",
     "read_variables",
     "writable",
@@ -139,6 +140,21 @@ def read_variables(btf: Btf | None, maps: dict[int, MapSpec]) -> dict[str, Varia
             out.setdefault(
                 var.name,
                 VariableSpec(var.name, spec.name, entry.offset, entry.size, var.type),
+            )
+    return out
+
+
+def read_arena_variables(btf: Btf | None, arena: MapSpec) -> dict[str, VariableSpec]:
+    """Variables of an arena; offsets count from the start of its initial data."""
+    datasec = _datasec(btf, ARENA_SECTION)
+    out: dict[str, VariableSpec] = {}
+    if btf is None or datasec is None or arena.data is None:
+        return out
+    for entry in datasec.variables:
+        var = btf.type(entry.type)
+        if var.name and entry.offset + entry.size <= len(arena.data):
+            out[var.name] = VariableSpec(
+                var.name, arena.name, entry.offset, entry.size, var.type
             )
     return out
 

@@ -10,7 +10,14 @@ from pybpf.btf.ext import BtfExt
 from pybpf.btf.model import Btf
 from pybpf.elf import fixup
 from pybpf.elf.btf_maps import MAPS, MapDefinition, read_maps
-from pybpf.elf.data import ARENA_SECTION, data_maps, kconfig_map, read_externs, read_variables
+from pybpf.elf.data import (
+    ARENA_SECTION,
+    data_maps,
+    kconfig_map,
+    read_arena_variables,
+    read_externs,
+    read_variables,
+)
 from pybpf.elf.functions import MapTable, read_functions, read_programs
 from pybpf.elf.image import STT_FUNC, ElfImage, Section
 from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
@@ -86,6 +93,8 @@ def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
             raise image.error("there are two maps of this name.", map=spec.name)
         maps[spec.name] = spec
     variables = read_variables(btf, table.data)
+    if table.arena is not None:
+        variables.update(read_arena_variables(btf, maps[table.arena]))
     for extern in externs.values():
         if extern.kind == "kconfig" and kconfig is not None:
             variables.setdefault(

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 
-from pybpf.errors import UsageError
+from pybpf.errors import PlanError, UsageError
 from pybpf.sys import abi, syscalls
 
 TYPE_CHECKING = False
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from pybpf.kernel.map import Map
 
-__all__ = ["Arena", "map_fd", "unmap"]
+__all__ = ["Arena", "fill", "map_fd", "unmap"]
 
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 # MAP_SHARED; MAP_FIXED_NOREPLACE (4.17) takes the address that map_extra asks for, or fails
@@ -39,6 +40,15 @@ def map_fd(fd: int, pages: int, address: int = 0) -> tuple[int, int]:
 def unmap(address: int, size: int) -> None:
     """munmap(2) of what ``map_fd`` gave."""
     syscalls.syscall("munmap", address, size)
+
+
+def fill(address: int, size: int, entries: tuple[tuple[bytes, bytes | int], ...]) -> None:
+    """Write values into a mapped arena; a key is the place as a native u32. Raises PlanError."""
+    for key, value in entries:
+        place = int.from_bytes(key, sys.byteorder)
+        if not isinstance(value, bytes) or place + len(value) > size:
+            raise PlanError(f"a value at byte {place} does not fit an arena of {size} bytes")
+        ctypes.memmove(address + place, value, len(value))
 
 
 class Arena:

@@ -352,6 +352,12 @@ class Executor:
         if op.map in self.reused:
             return
         fd = self.fd(op.map, "map")
+        for entry in self.journal:
+            if entry[0] == "arena" and entry[1] == op.map:
+                from pybpf.kernel import arena
+
+                arena.fill(entry[2], entry[3], op.entries)  # type: ignore[arg-type]
+                return
         for key, value in op.entries:
             if isinstance(value, int):
                 value = struct.pack("=i", self.fd(value))

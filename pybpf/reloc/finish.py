@@ -7,12 +7,14 @@ fd, a module's BTF fd, an address) becomes a patch that the executor of a Plan a
 
 from __future__ import annotations
 
+import mmap
+
 from pybpf.errors import RelocationError
 from pybpf.plan import ops
 from pybpf.reloc.externs import POISON_MAP, Resolved, is_typeless, poison_numbers
 from pybpf.reloc.insn import CALL, Code
 from pybpf.reloc.link import Linked
-from pybpf.spec import ExternSpec, ObjectSpec, Ref
+from pybpf.spec import ExternSpec, MapSpec, ObjectSpec, Ref
 from pybpf.sys import abi
 
 TYPE_CHECKING = False
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-__all__ = ["Binding", "Patch", "finish"]
+__all__ = ["Binding", "Patch", "arena_data_offset", "finish"]
 
 Patch = tuple[int, str, int | str]
 
@@ -53,12 +55,35 @@ def finish(spec: ObjectSpec, linked: Linked, binding: Binding) -> tuple[Patch, .
     return tuple(patches)
 
 
+def arena_data_offset(found: MapSpec) -> int:
+    """Where an arena's variables begin: they fill its last pages, so that programs find free
+    ones at its start, and address 0 is no variable's (libbpf since 1.7).
+
+    Raises RelocationError if the arena is too small for them.
+    """
+    page = mmap.PAGESIZE
+    size = found.max_entries * page
+    start = size - -(-len(found.data or b"") // page) * page
+    if start < 0:
+        raise RelocationError(
+            f"an arena of {found.max_entries} pages cannot hold {len(found.data or b'')} bytes of "
+            "variables.",
+            hint="Give it more max_entries.",
+            map=found.name,
+        )
+    return start
+
+
 def _one(spec: ObjectSpec, code: Code, ref: Ref, binding: Binding) -> Patch | None:
     if ref.kind in ("map", "data"):
         if not spec.maps[ref.name].autocreate:
             code.poison(ref.insn, 2, POISON_MAP + list(spec.maps).index(ref.name))
             return None
-        return binding.map(code, ref.insn, ref.name, ref.offset if ref.kind == "data" else None)
+        if ref.kind == "map":
+            return binding.map(code, ref.insn, ref.name, None)
+        found = spec.maps[ref.name]
+        start = arena_data_offset(found) if found.type == abi.BPF_MAP_TYPE_ARENA else 0
+        return binding.map(code, ref.insn, ref.name, start + ref.offset)
     extern = spec.externs[ref.name]
     call = code.opcode(ref.insn) == CALL
     if extern.kind == "kconfig":
