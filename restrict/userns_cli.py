@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""``restrict userns install|uninstall|put|reset|list|watch``."""
+
+from __future__ import annotations
+
+import os
+
+from restrict import userns
+from restrict.errors import KernelError, RestrictError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+__all__ = ["add_parser"]
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value), flush=True)
+
+
+def _opened(arguments: argparse.Namespace) -> userns.Userns:
+    found = userns.open_pinned(arguments.pins)
+    if found is None:
+        raise RestrictError(
+            "the userns policy is not installed.", path=arguments.pins,
+            hint="Type `restrict userns install`.",
+        )  # fmt: skip
+    return found
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(
+            f"it cannot be opened: {error.strerror}.",
+            errno=error.errno or 0, call="open", path=path,
+        ) from None  # fmt: skip
+
+
+def _inode(text: str) -> int | None:
+    """The inode number that stands there; None where a path does."""
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    plan = userns.load_plan(arguments.plan or userns.default_plan())
+    stop = -1
+    if arguments.no_pin:
+        from restrict.serve import wait_signals
+
+        stop = wait_signals()
+    pins = None if arguments.no_pin else arguments.pins
+    with userns.install(plan, pins=pins, audit=arguments.audit) as policy:
+        attached = sorted(set(policy.links) - set(policy.reused))
+        if arguments.json:
+            _print_json(
+                {
+                    "pins": pins,
+                    "mode": "audit" if arguments.audit else "deny",
+                    "attached": attached,
+                    "reused": sorted(policy.reused),
+                }
+            )
+        else:
+            for name in sorted(policy.reused):
+                print(f"{name}: attached already")
+            print(
+                f"userns: {len(attached)} programs attached, {len(policy.reused)} already were; "
+                + (f"pinned in {pins}" if pins else "ends with this process"),
+                flush=True,
+            )
+        if arguments.no_pin:
+            _watch_until(policy, arguments.json, stop)
+    return 0
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    found = userns.uninstall(arguments.pins)
+    if arguments.json:
+        _print_json({"removed": found})
+    elif not found:
+        print("userns: nothing is pinned there")
+    return 0 if found else 1
+
+
+def _put(arguments: argparse.Namespace) -> int:
+    fds: list[int] = []
+    try:
+        with _opened(arguments) as policy:
+            for path in arguments.mount or ():
+                fds.append(_open(path, os.O_PATH))
+            options: dict[str, Any] = {
+                "replace": arguments.replace, "deny_setgroups": arguments.deny_setgroups
+            }  # fmt: skip
+            inode = _inode(arguments.namespace)
+            if inode is not None:
+                policy.put_by_inode(inode, fds, **options)
+            else:
+                fds.append(_open(arguments.namespace, os.O_RDONLY))
+                inode = policy.put_by_fd(fds[-1], fds[:-1], **options)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    if arguments.json:
+        _print_json({"inode": inode})
+    return 0
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    inode = _inode(arguments.namespace)
+    if inode is None:
+        fd = _open(arguments.namespace, os.O_RDONLY)
+        try:
+            inode = userns.namespace_inode(fd)
+        finally:
+            os.close(fd)
+    with _opened(arguments) as policy:
+        found = policy.reset_by_inode(inode)
+    if arguments.json:
+        _print_json({"inode": inode, "removed": found})
+    elif not found:
+        print(f"userns: namespace {inode} was not managed")
+    return 0 if found else 1
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    with _opened(arguments) as policy:
+        policy.remove_ended()
+        entries = policy.namespaces()
+    programs = list(userns.pinned_links(arguments.pins))
+    if arguments.json:
+        _print_json({"programs": programs, "namespaces": [e.as_dict() for e in entries]})
+        return 0
+    print(f"userns: {len(programs)} programs attached, {len(entries)} namespaces managed")
+    for entry in entries:
+        mounts = "-" if entry.mounts is None else " ".join(map(str, entry.mounts)) or "(none)"
+        more = ", setgroups denied" if entry.deny_setgroups else ""
+        print(f"{entry.inode}: mounts {mounts}{more}")
+    return 0
+
+
+def _watch_until(policy: userns.Userns, as_json: bool, stop: int) -> None:
+    import select
+
+    from pybpf.kernel.ringbuf import RingBuffer
+    from restrict.userns_events import Event
+
+    def show(record: memoryview) -> None:
+        event = Event(record)
+        if as_json:
+            _print_json({"event": "denial", **event.as_dict()})
+        else:
+            print(event.text(), flush=True)
+
+    events = policy.maps["userns_events"]
+    poll = select.poll()
+    for fd in (policy.fileno(), events.fileno(), stop):
+        poll.register(fd, select.POLLIN)
+    with RingBuffer(events) as ring:
+        while True:
+            for inode in policy.remove_ended():
+                if as_json:
+                    _print_json({"event": "ended", "inode": inode})
+                else:
+                    print(f"namespace {inode} has ended", flush=True)
+            ring.consume(show)
+            if any(fd == stop for fd, _ in poll.poll()):
+                return
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from restrict.serve import wait_signals
+
+    stop = wait_signals()
+    with _opened(arguments) as policy:
+        _watch_until(policy, arguments.json, stop)
+    return 0
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``userns`` to the subparsers of ``restrict``."""
+    text = "members of delegated user namespaces leave no inode behind"
+    parser = commands.add_parser("userns", help=text, description=text)
+    inner = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, words: str, run: object) -> Any:
+        command = inner.add_parser(name, help=words, description=words)
+        command.add_argument("--json", action="store_true", help="machine-readable output")
+        command.add_argument(
+            "--pins", metavar="DIR", default=userns.PINS, help="directory in bpffs"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    install = add("install", "load and attach; what is pinned already is reused", _install)
+    install.add_argument("--plan", metavar="FILE", help="the frozen policy")
+    install.add_argument("--audit", action="store_true", help="report, but deny nothing")
+    install.add_argument(
+        "--no-pin", action="store_true", help="run until a signal, and watch meanwhile"
+    )
+    add("uninstall", "remove the pins, and so the policy", _uninstall)
+
+    put = add("put", "manage a namespace, or add to its mounts", _put)
+    put.add_argument("namespace", help="inode number, or a path such as /proc/PID/ns/user")
+    put.add_argument(
+        "--mount", action="append", metavar="PATH", help="inodes may be created on its mount"
+    )
+    put.add_argument("--replace", action="store_true", help="forget the mounts listed before")
+    groups = put.add_mutually_exclusive_group()
+    groups.add_argument(
+        "--deny-setgroups", action="store_const", const=True, help="members may not call setgroups"
+    )
+    groups.add_argument(
+        "--allow-setgroups", dest="deny_setgroups", action="store_const", const=False,
+        help="take that back",
+    )  # fmt: skip
+
+    reset = add("reset", "manage a namespace no longer", _reset)
+    reset.add_argument("namespace", help="inode number, or a path such as /proc/PID/ns/user")
+    add("list", "tell what is managed", _list)
+    add("watch", "take out namespaces that end, and print denials, until a signal", _watch)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""restrict userns: what is refused before the kernel is asked, formats, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pybpf.plan import ops
+from restrict import cli, userns, userns_events
+from restrict.errors import RestrictError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HEADER = (ROOT / "bpf/include/userns.h").read_text()
+PLAN = str(ROOT / "bpf/objects/userns.plan")
+
+
+def _names(enum: str, prefix: str) -> tuple[str, ...]:
+    body = re.search(rf"enum {enum} {{(.*?)}};", HEADER, re.S)
+    assert body is not None
+    found = re.findall(rf"{prefix}(\w+) = (\d+)", body[1])
+    assert [int(number) for _, number in found] == list(range(len(found)))
+    return tuple(name.lower() for name, _ in found)
+
+
+def test_names_are_those_of_the_header() -> None:
+    assert _names("userns_operation", "USERNS_OP_") == userns_events.OPERATIONS
+    assert _names("userns_reason", "USERNS_REASON_") == userns_events.REASONS
+    assert _names("userns_verdict", "USERNS_") == userns_events.VERDICTS
+
+
+def test_the_record_is_that_of_the_object() -> None:
+    from pybpf import elf
+
+    spec = elf.read(ROOT / "bpf/objects/userns.bpf.o")
+    assert spec.maps["userns_mounts"].max_entries == userns.NAMESPACES_MOST
+    inner = spec.maps["userns_mounts"].inner
+    assert inner is not None
+    assert (inner.key_size, inner.value_size, inner.max_entries) == (8, 4, userns.MOUNTS_MOST)
+    offsets = [int(n) for n in re.findall(r"/\* +(\d+)[:\s]", HEADER)]
+    assert max(offsets) + 16 == userns_events.EVENT.size
+
+
+def test_the_plan_has_the_policy() -> None:
+    plan = userns.load_plan(PLAN)
+    assert set(userns._MAPS) <= set(plan.maps)
+    assert len(plan.programs) == 11
+    assert {"armed", "audit"} <= set(plan.variables)
+    assert plan.attach, "programs are attached by operations"
+    assert all(isinstance(op, ops.LinkCreate) for op in plan.attach)
+
+
+def test_no_probe_read_in_the_plan() -> None:
+    """Helpers 4, 45, 112 … 115 are forbidden under lockdown=confidentiality."""
+
+    def loads(operations: object) -> list[ops.ProgLoad]:
+        assert isinstance(operations, tuple | list)
+        return [op for op in operations if isinstance(op, ops.ProgLoad)]
+
+    found = loads(userns.load_plan(PLAN).ops)
+    assert len(found) == 11
+    for op in found:
+        for i in range(0, len(op.insns), 8):
+            code, registers, _, imm = struct.unpack_from("<BBhi", op.insns, i)
+            if code == 0x85 and registers >> 4 == 0:
+                assert imm not in (4, 45, 112, 113, 114, 115), op.name
+
+
+def _event(**values: int) -> bytes:
+    fields = {
+        "time": 2_500_000_000, "operation": 1, "reason": 1, "verdict": 1, "pid": 7, "tid": 8,
+        "uid": 9, "mount": 5, "managed": 77, "userns": 78, "magic": 0x01021994, "device": 34,
+        "length": 3,
+    }  # fmt: skip
+    fields.update(values)
+    return userns_events.EVENT.pack(*fields.values(), b"mkdir\0", b"abc\0", 0, 0)
+
+
+def test_an_event() -> None:
+    event = userns_events.Event(_event())
+    assert event.as_dict() == {
+        "time": 2.5, "verdict": "denied", "operation": "mkdir", "reason": "mount", "pid": 7,
+        "tid": 8, "uid": 9, "comm": "mkdir", "managed": 77, "userns": 78, "magic": 0x01021994,
+        "device": "0:34", "mount": 5, "name": "abc",
+    }  # fmt: skip
+    assert "denied mkdir mount" in event.text()
+    assert "name='abc'" in event.text()
+
+
+def test_a_number_of_a_later_version_is_shown() -> None:
+    event = userns_events.Event(_event(operation=99, reason=98))
+    assert (event.operation, event.reason) == ("99", "98")
+
+
+def test_a_short_event() -> None:
+    with pytest.raises(RestrictError, match="different versions"):
+        userns_events.Event(_event()[:-1])
+
+
+@pytest.mark.parametrize("inode", [0, -1, 1 << 32, 1 << 63])
+def test_inodes_that_are_none(inode: int) -> None:
+    with pytest.raises(RestrictError, match="32 bits"):
+        userns.check_inode(inode)
+
+
+def test_the_initial_namespace_is_refused() -> None:
+    with pytest.raises(RestrictError, match="initial"):
+        userns.check_inode(0xEFFFFFFD)
+
+
+def test_an_fd_that_is_no_user_namespace() -> None:
+    for path in ("/dev/null", "/proc/self/ns/mnt", "/"):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            with pytest.raises(RestrictError, match="not one of a user namespace"):
+                userns.namespace_inode(fd)
+        finally:
+            os.close(fd)
+
+
+def test_an_fd_that_is_a_user_namespace() -> None:
+    fd = os.open("/proc/self/ns/user", os.O_RDONLY)
+    try:
+        assert userns.namespace_inode(fd) == os.stat("/proc/self/ns/user").st_ino
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 8), reason="unique mount ids: 6.8"
+)
+def test_the_id_of_a_mount() -> None:
+    fds = [os.open(path, os.O_PATH) for path in ("/", "/tmp", "/proc")]
+    try:
+        ids = [userns.mount_id(fd) for fd in fds]
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert ids[0] != ids[2]
+    assert all(ident > 1 << 31 for ident in ids), "unique ids start above the others"
+
+
+def _restrict(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "restrict", *words], capture_output=True, text=True, cwd=ROOT,
+        check=False,
+    )  # fmt: skip
+
+
+def test_commands_that_cannot_be_understood() -> None:
+    assert _restrict("userns").returncode == 2
+    assert _restrict("userns", "put").returncode == 2
+    both = ("userns", "put", "5", "--deny-setgroups", "--allow-setgroups")
+    assert _restrict(*both).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["list", "watch", "put 5", "reset 5"])
+def test_not_installed(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["userns", *command.split(), "--pins", str(tmp_path / "none")]
+    assert cli.main(words) == 1
+    assert "not installed" in capsys.readouterr().err
+
+
+def test_nothing_to_uninstall(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["userns", "uninstall", "--json", "--pins", str(tmp_path / "none")]) == 1
+    assert json.loads(capsys.readouterr().out) == {"removed": False}
