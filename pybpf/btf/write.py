@@ -34,13 +34,13 @@ from pybpf.btf.consts import (
     VLEN_MASK,
 )
 from pybpf.btf.model import Btf
-from pybpf.errors import FormatError, UsageError
+from pybpf.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["BtfWriter", "assemble", "copy_words", "fill_datasecs", "rebuild", "swapped"]
+__all__ = ["BtfWriter", "assemble", "copy_words", "rebuild", "swapped"]
 
 _U32 = 0xFFFFFFFF
 
@@ -254,44 +254,3 @@ def swapped(btf: Btf) -> bytes:
     """A copy in the other byte order."""
     other = "big" if btf.byteorder == "little" else "little"
     return rebuild(btf, copy_words(btf), byteorder=other)
-
-
-def fill_datasecs(
-    btf: Btf,
-    sections: Mapping[str, int],
-    offsets: Mapping[str, int],
-    *,
-    hidden: Collection[str] = (),
-) -> bytes:
-    """A copy whose DATASECs have their sizes and whose variables have their offsets.
-
-    Compilers leave both 0 for the linker to fill in; BPF_BTF_LOAD refuses that.
-    sections: name → size in bytes from the ELF. offsets: variable name → byte offset in its
-    section, for global and extern variables; a static one has its offset in the data already.
-    hidden: names of global variables with restricted visibility, which become static.
-    Variables are sorted by offset, as the kernel demands. Sections not named stay as they are.
-    """
-    words = copy_words(btf)
-    for found in btf:
-        if found.kind != KIND_DATASEC or found.name not in sections:
-            continue
-        words[found.pos + 2] = sections[found.name]
-        rows = []
-        for var_id, offset, size in found.variables:
-            var = btf.type(var_id)
-            if var.kind != KIND_VAR:
-                raise FormatError(
-                    f"section {found.name} holds [{var_id}] {var.kind_name} {var.name}, "
-                    "not a variable",
-                    btf=btf.label,
-                )
-            if var.linkage:
-                offset = offsets.get(var.name, offset)
-                if var.name in hidden:
-                    words[var.pos + 3] = 0
-            rows.append((var_id, offset, size or btf.size(var.size_or_type)))
-        rows.sort(key=lambda row: row[1])
-        words[found.pos + 3 : found.pos + 3 + 3 * len(rows)] = array(
-            "I", (word for row in rows for word in row)
-        )
-    return rebuild(btf, words)

@@ -8,9 +8,10 @@ import os
 import pytest
 
 from pybpf.btf.layout import layout
-from pybpf.btf.model import Btf
+from pybpf.btf.model import Btf, SecVar
 from pybpf.btf.sanitize import FEATURES, sanitize
-from pybpf.btf.write import BtfWriter, fill_datasecs
+from pybpf.btf.write import BtfWriter
+from pybpf.elf.fixup import Editor
 from pybpf.errors import KernelError
 from pybpf.sys import bpf
 
@@ -35,18 +36,26 @@ def program() -> BtfWriter:
     return w
 
 
+def filled() -> Btf:
+    """The same with the section as a linker would leave it."""
+    btf = program().btf()
+    (data,) = (t for t in btf if t.name == ".data")
+    second, first = data.variables
+    editor = Editor(btf)
+    editor.datasec(data, 8, [SecVar(first.type, 0, 4), SecVar(second.type, 4, 4)])
+    return editor.btf()
+
+
 def test_what_we_write_loads_once_it_is_filled_in() -> None:
     btf = program().btf()
     with pytest.raises(KernelError):
         bpf.btf_load(btf.raw())
-    filled = fill_datasecs(btf, {".data": 8}, {"first": 0, "second": 4})
-    os.close(bpf.btf_load(filled))
+    os.close(bpf.btf_load(filled().raw()))
 
 
 @pytest.mark.parametrize("feature", [*sorted(FEATURES), "all"])
 def test_sanitised_btf_loads(feature: str) -> None:
-    filled = Btf.parse(fill_datasecs(program().btf(), {".data": 8}, {"first": 0, "second": 4}))
-    os.close(bpf.btf_load(sanitize(filled, FEATURES if feature == "all" else {feature})))
+    os.close(bpf.btf_load(sanitize(filled(), FEATURES if feature == "all" else {feature})))
 
 
 @pytest.mark.skipif(not os.path.exists("/sys/kernel/btf/vmlinux"), reason="no kernel BTF")

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from pybpf.btf.layout import layout
-from pybpf.btf.model import Btf
-from pybpf.btf.write import BtfWriter, fill_datasecs, swapped
+from pybpf.btf.model import Btf, SecVar
+from pybpf.btf.write import BtfWriter, swapped
+from pybpf.elf.fixup import Editor
 from pybpf.errors import FormatError
 
 
@@ -26,36 +27,22 @@ def as_compiled(byteorder: str = "little") -> Btf:
 
 
 @pytest.mark.parametrize("byteorder", ["little", "big"])
-def test_datasecs_are_filled_and_sorted(byteorder: str) -> None:
+def test_datasecs_are_edited_in_place(byteorder: str) -> None:
     btf = as_compiled(byteorder)
-    filled = Btf.parse(
-        fill_datasecs(
-            btf,
-            {".data": 16, ".kconfig": 4},
-            {"second": 4, "first": 0, "local": 12, "CONFIG_HZ": 0},
-            hidden={"second"},
-        )
-    )
-    (data,) = (t for t in filled if t.name == ".data")
-    rows = [(filled.type(v.type).name, v.offset, v.size) for v in data.variables]
-    # A static variable keeps the offset that the compiler gave it.
-    assert rows == [("first", 0, 4), ("second", 4, 4), ("local", 8, 4)]
-    assert data.size == 16
+    (data,) = (t for t in btf if t.name == ".data")
+    second, first, local = data.variables
+    editor = Editor(btf)
+    rows = [SecVar(first.type, 0, 4), SecVar(second.type, 4, 4), local]
+    editor.datasec(data, 16, rows)
+    editor.linkage(btf.type(second.type), 0)
+    filled = editor.btf()
+    (edited,) = (t for t in filled if t.name == ".data")
+    assert (edited.size, list(edited.variables)) == (16, rows)
     assert [filled.type(i).linkage for i in (2, 3, 4)] == [0, 1, 0]
-    (kconfig,) = (t for t in filled if t.name == ".kconfig")
-    assert kconfig.variables[0].size == 4  # an extern's size comes from its type
     (untouched,) = (t for t in filled if t.name == "untouched")
     assert (untouched.size, untouched.variables[0].offset) == (0, 3)
     assert len(filled.raw()) == len(btf.raw())
     assert Btf.parse(swapped(filled)).find("first") == btf.find("first")
-
-
-def test_a_section_of_functions_is_refused() -> None:
-    w = BtfWriter()
-    func = w.add_func("f", w.add_proto(0))
-    w.add_datasec(".data", 0, [(func, 0, 0)])
-    with pytest.raises(FormatError, match="not a variable"):
-        fill_datasecs(w.btf(), {".data": 8}, {})
 
 
 def test_layouts() -> None:
