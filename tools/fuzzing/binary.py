@@ -160,10 +160,10 @@ def mutate_btf(data: bytes, rng: Random) -> bytes:
                 struct.pack_into("<I", out, where + 4, rng.randrange(len(types) + 2))
     else:
         # Repeat or drop a whole type: every later id moves.
-        piece = bytes(out[at : at + size]) * (rng.choice((1, 2, 100)) if how == 10 else 0)
         if how == 10:
-            out[at:at] = piece
-            grown = len(piece)
+            copies = bytes(out[at : at + size]) * rng.choice((1, 2, 100))
+            out[at:at] = copies
+            grown = len(copies)
         else:
             del out[at : at + size]
             grown = -size
