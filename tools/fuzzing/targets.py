@@ -104,7 +104,10 @@ def _elf(data: bytes) -> None:
     except PybpfError as error:
         _judge(error)
         return
-    json.dumps(inspect._object(spec))
+    try:
+        json.dumps(inspect._object(spec))
+    except PybpfError as error:
+        _judge(error)
     for function in spec.functions:
         try:
             disasm(function.insns, spec.byteorder)
