@@ -45,7 +45,7 @@ def _failing(
     armed: bool,
     append: str = "",
     lanes: Sequence[str] = ("7.3",),
-    changes: Mapping[str, str] | None = None,
+    changes: Mapping[str, Any] | None = None,
     foreign: bool = False,
 ) -> Scenario:
     """A boot that fails at ``step``, saying ``message``, before or after the policy is armed."""

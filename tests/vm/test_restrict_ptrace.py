@@ -202,7 +202,7 @@ def limit_kernel_helper(guest: Guest) -> None:
     assert text.partition(" (")[0] == "allowed"
 
 
-def _without(name: str, **changes: str) -> Scenario:
+def _without(name: str, **changes: Any) -> Scenario:
     """A boot by which PID 1 gets no filter."""
 
     def initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:

@@ -44,7 +44,7 @@ def prepare(guest: Guest) -> None:
             guest.mount("tmpfs", path, "tmpfs", 0, "mode=0777")
     namespace = userns.Namespace()
     for folder in (userns.FOREIGN, userns.ALLOWED_DIR, userns.OWN):
-        made = namespace.attempt(lambda f: userns.prepare_folder(f) or 0, folder)
+        made = namespace.attempt(userns.prepare_folder, folder)
         assert ALLOWED.matches(made), str(made)
     guest.state["namespace"] = namespace
     guest.state["idmapped"] = userns.idmapped(namespace)

@@ -140,13 +140,14 @@ QUEUE = _queue
 _NEED_FILE = ("link", "chown", "whiteout")
 
 
-def prepare_folder(folder: str) -> None:
+def prepare_folder(folder: str) -> int:
     """Files that some acts need, owned by the member that calls this."""
     for act in _NEED_FILE:
         for number in range(_PREPARED):
             _touch(f"{folder}/.{act}{number}")
     os.mkdir(f"{folder}/upper")
     os.mkdir(f"{folder}/work")
+    return 0
 
 
 class Namespace:
