@@ -84,7 +84,10 @@ class NamedTuple(tuple):  # type: ignore[type-arg]
     @classmethod
     def _make(cls, values: Any) -> Self:
         """A record of the values of an iterable."""
-        return cls(*values)
+        found = tuple.__new__(cls, values)
+        if len(found) != len(cls._fields):
+            raise TypeError(f"{cls.__name__} has {len(cls._fields)} values, not {len(found)}")
+        return found
 
     def _replace(self, **changes: Any) -> Self:
         """A copy with other values."""

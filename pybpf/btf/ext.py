@@ -104,9 +104,9 @@ class BtfExt(NamedTuple):
         core = reader.read("core_relo", ranges[4], ranges[5], 4)
         return cls(
             byteorder,
-            {s: [FuncInfo(*r) for r in rows] for s, rows in func_info.items()},
-            {s: [LineInfo(*r) for r in rows] for s, rows in line_info.items()},
-            {s: [CoreRecord(*r) for r in rows] for s, rows in core.items()},
+            {s: list(map(FuncInfo._make, rows)) for s, rows in func_info.items()},
+            {s: list(map(LineInfo._make, rows)) for s, rows in line_info.items()},
+            {s: list(map(CoreRecord._make, rows)) for s, rows in core.items()},
         )
 
 
