@@ -31,6 +31,7 @@ INT = ("int", 4, False)
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
+    """A bound against hangs, far above the work; tools/fuzz judges how long an input takes."""
     started = time.process_time()
     yield
     assert time.process_time() - started < seconds
@@ -70,7 +71,7 @@ def test_four_thousand_million_elements_of_no_size() -> None:
     integer = writer.add_int("int", 4)
     array = writer.add_array(empty, integer, 0xFFFFFFFF)
     whole = writer.add_struct("s", 4, [("none", array, 0), ("a", integer, 0)])
-    with within(1):
+    with within(60.0):
         assert decode(layout(writer.btf(), whole), b"\5\0\0\0") == {"none": b"", "a": 5}
 
 
@@ -79,7 +80,7 @@ def test_structs_that_double_thirty_times() -> None:
     inner = writer.add_struct("s0", 0, [])
     for number in range(30):
         inner = writer.add_struct(f"s{number + 1}", 0, [("a", inner, 0), ("b", inner, 0)])
-    with within(1), pytest.raises(FormatError, match="more than 100000 parts"):
+    with within(60.0), pytest.raises(FormatError, match="more than 100000 parts"):
         layout(writer.btf(), inner)
 
 
@@ -111,13 +112,13 @@ def test_a_file_whose_entries_double_forty_times() -> None:
     entries = [("b", b"x")]
     for number in range(40):
         entries.append(("t", struct.pack("<II", number, number)))
-    with within(1), pytest.raises(FormatError, match="larger than its file explains"):
+    with within(60.0), pytest.raises(FormatError, match="larger than its file explains"):
         from_bytes(frozen(*entries))
 
 
 def test_a_large_string_a_hundred_thousand_times() -> None:
     entries = [("b", bytes(1 << 20)), ("t", struct.pack("<I", 0) * 100_000)]
-    with within(1), pytest.raises(FormatError, match="larger than its file explains"):
+    with within(60.0), pytest.raises(FormatError, match="larger than its file explains"):
         from_bytes(frozen(*entries))
 
 
