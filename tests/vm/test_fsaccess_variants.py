@@ -41,10 +41,9 @@ _TABLE_LOAD, _DEV_SUSPEND, _TARGET_MSG = 9, 6, 14
 
 def _with_alternative() -> bytes:
     """First a plan whose judge of exec reads a register that was never written; then the real."""
-    from dataclasses import replace
-
     from pybpf.compiler import compile_alternatives
     from pybpf.plan.frozen import to_bytes
+    from pybpf.record import replace
     from restrict import bundle
 
     spec = bundle.spec()
