@@ -36,6 +36,8 @@ def bss() -> Iterator[maps.Map]:
             bpf_abi.BPF_MAP_TYPE_ARRAY, 4, SIZE, 1, name="bss", flags=bpf_abi.BPF_F_MMAPABLE
         )
     except KernelError as e:
+        if os.geteuid() == 0:
+            raise
         pytest.skip(f"no maps can be made here: {e}")
     with made:
         yield made

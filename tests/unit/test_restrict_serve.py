@@ -32,6 +32,8 @@ def ring() -> Iterator[maps.Map]:
     try:
         made = maps.create(bpf_abi.BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, name="events")
     except KernelError as e:
+        if os.geteuid() == 0:
+            raise
         pytest.skip(f"no ring buffer can be made here: {e}")
     with made:
         yield made
