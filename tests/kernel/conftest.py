@@ -22,6 +22,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def system_bpffs() -> Iterator[None]:
+    """/sys/fs/bpf, where maps are pinned by default: mounted for the tests if nothing is there."""
+    place = "/sys/fs/bpf"
+    with open("/proc/mounts") as mounts:
+        there = any(line.split()[1:3] == [place, "bpf"] for line in mounts)
+    if there or os.geteuid() != 0:
+        yield
+        return
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    yield
+    subprocess.run(["umount", place], check=True)
+
+
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """A prefix of object names that is ours alone; at the end nothing of it may be left."""
