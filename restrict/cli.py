@@ -45,7 +45,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _enable(arguments: argparse.Namespace) -> int:
-    from restrict import fsaccess, lockout, preflight, seccomp, status
+    from restrict import fsaccess, keep_cli, lockout, preflight, seccomp, status
     from restrict.errors import RestrictError
     from restrict.serve import SOCKET, Server, wait_signals
 
@@ -74,6 +74,8 @@ def _enable(arguments: argparse.Namespace) -> int:
     )
     # No filter of our own: it would cover this process alone, and what it starts, which is nothing.
     poke_refused, poke = seccomp.report()
+    if arguments.keep == "pins":
+        return keep_cli.enable(arguments, plan, trusted, before_arm)
     stop = wait_signals()
     with fsaccess.enable(
         plan,
@@ -254,7 +256,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add("check", "tell whether every prerequisite of enforcement is there", _check)
 
-    enable = add("enable", "enforce until this process ends", _enable)
+    enable = add("enable", "enforce", _enable)
+    enable.add_argument(
+        "--keep", choices=("process", "pins"), default="process",
+        help="what keeps the policy: this process, or pins in a bpf filesystem (it then ends)",
+    )  # fmt: skip
     enable.add_argument("--mode", choices=("exec",), default="exec", help="what is restricted")
     enable.add_argument("--audit", action="store_true", help="report, but deny nothing")
     enable.add_argument(

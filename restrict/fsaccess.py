@@ -42,6 +42,7 @@ __all__ = [
     "initramfs_device",
     "load_plan",
     "read_status",
+    "trusted_folder",
 ]
 
 PIN = "/sys/fs/bpf/restrict/fsaccess"
@@ -87,7 +88,7 @@ def read_status(path: str = PIN) -> str | None:
     Raises RestrictError where another than root could have put the file there.
     """
     try:
-        _trusted_folder(os.path.dirname(path))
+        trusted_folder(os.path.dirname(path))
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             return file.read().decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -181,6 +182,11 @@ class Policy:
             if handle is not None:
                 handle.close()
 
+    def release(self) -> None:
+        """Close the handles of a policy that something else keeps; unpin nothing."""
+        for handle in self.handles():
+            handle.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -232,7 +238,7 @@ def _attach_sysctl(obj: Object) -> Link:
         os.close(fd)
 
 
-def _trusted_folder(folder: str) -> None:
+def trusted_folder(folder: str) -> None:
     """Refuse a directory in which somebody else may put files: bpffs lets everybody make one,
     and a symbolic link there would show another status."""
     info = os.lstat(folder)
@@ -251,7 +257,7 @@ def _pin_status(obj: Object, path: str) -> Link:
         try:
             os.mkdir(folder, 0o711)
         except FileExistsError:
-            _trusted_folder(folder)
+            trusted_folder(folder)
         # A pin of an earlier owner that is gone shows a policy that is no longer attached.
         if os.path.lexists(path):
             os.unlink(path)
@@ -282,6 +288,7 @@ def enable(
     initramfs_dev: int = 0,
     status_pin: str | None = PIN,
     before_arm: Callable[[Object], None] | None = None,
+    pin: Callable[[Object, dict[str, Link], Link | None], None] | None = None,
     step: Callable[[str], None] = lambda name: None,
 ) -> Policy:
     """Load, attach, guard and arm; the returned Policy owns everything that stays open.
@@ -289,6 +296,8 @@ def enable(
     owner: tgid that passes the guard and that nobody may attach to (default: this process).
     initramfs_dev: kernel number of a superblock to trust until ``close_window`` (0: none).
     before_arm: called with the attached, inert object; what it raises stops and undoes all.
+    pin: called with the object, its links and the status' link, to make what keeps them without
+    this process; what it made is its own to undo if something fails later.
     step: told the name of each step before it begins.
 
     Raises RestrictError, KernelError, VerifierError or PlanError with a place ``step``; nothing
@@ -340,6 +349,11 @@ def enable(
             step(name)
             status = _pin_status(obj, status_pin)
             pinned = True
+
+        if pin is not None:
+            name = "pins"
+            step(name)
+            pin(obj, links, status)
 
         name = "guard"
         step(name)

@@ -208,21 +208,35 @@ class Server:
                 self._poll.unregister(stop_fd)
 
 
-def spawn(policy: Policy, path: str = SOCKET) -> int:
-    """A child that reads this policy's events and offers them; returns its pid.
+def spawn(policy: Policy, path: str = SOCKET) -> int | None:
+    """A child that reads this policy's events and offers them; returns its pid once it does,
+    None if it could not.
 
     It keeps the ring buffer alone: links and globals are closed in it, so that whoever takes
-    hold of the child gets none of them. Events are what it could forge.
+    hold of the child gets none of them, and it lets go of the terminal or pipes of its parent.
+    Events are what it could forge.
     """
+    ready, tell = os.pipe()
     pid = os.fork()
     if pid:
-        return pid
+        os.close(tell)
+        word = os.read(ready, 1)
+        os.close(ready)
+        if not word:
+            os.waitpid(pid, 0)
+        return pid if word else None
     try:
         os.setsid()
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
         for handle in policy.handles():
             if handle is not policy.events:
                 handle.close()
         with Server(policy.events.fileno(), path) as server:
+            os.write(tell, b"x")
+            os.close(tell)
             server.run()
     finally:
         os._exit(1)
