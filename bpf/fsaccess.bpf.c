@@ -21,7 +21,6 @@
 #include "include/kernel.h"
 
 #include "fsaccess/state.h"
-#include "fsaccess/report.h"
 #include "fsaccess/judge.h"
 #include "fsaccess/devices.h"
 #include "fsaccess/guard.h"

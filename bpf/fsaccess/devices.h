@@ -4,7 +4,7 @@
 #define BPF_FSACCESS_DEVICES_H
 
 #include "state.h"
-#include "report.h"
+#include "../common/report.h"
 #include "device_mapper.h"
 
 /* Copies whole 64-bit words of a digest and clears what lies behind its length. */

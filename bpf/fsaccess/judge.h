@@ -4,7 +4,7 @@
 #define BPF_FSACCESS_JUDGE_H
 
 #include "device_mapper.h"
-#include "report.h"
+#include "../common/report.h"
 
 static __always_inline bool is_listed_filesystem(u64 magic)
 {

@@ -34,34 +34,12 @@ static const char operation_names[FSACCESS_OP_COUNT][16] = {
 	[FSACCESS_OP_SYSCTL] = "sysctl",
 };
 
+#include "../common/status.h"
+
 struct print_context {
 	struct seq_file *seq;
 	u32 devices;
 };
-
-/* bpf_loop and not C loops: the verifier walks each body once or twice and not once an element. */
-#define PRINT_ID(function, ids, count, keyword)                                               \
-	static long function(u32 i, struct print_context *context)                            \
-	{                                                                                     \
-		if (i < (count) && (ids)[i])                                                  \
-			seq_print(context->seq, keyword " %u\n", (ids)[i]);                   \
-		return 0;                                                                     \
-	}
-PRINT_ID(print_map_id, guard_map_ids, FSACCESS_MAX_MAPS, "guard_map")
-PRINT_ID(print_program_id, guard_program_ids, FSACCESS_MAX_PROGRAMS, "guard_program")
-PRINT_ID(print_link_id, guard_link_ids, FSACCESS_MAX_LINKS, "guard_link")
-
-static long print_counter(u32 operation, struct print_context *context)
-{
-	struct fsaccess_counter *counter = bpf_map_lookup_elem(&counters, &operation);
-
-	if (counter && operation < FSACCESS_OP_COUNT)
-		seq_print(context->seq,
-			  "counter %s allowed %llu denied %llu audited %llu dropped %llu\n",
-			  (u64)operation_names[operation], counter->allowed, counter->denied,
-			  counter->audited, counter->dropped);
-	return 0;
-}
 
 struct print_digest {
 	struct seq_file *seq;
@@ -113,11 +91,8 @@ int fsaccess_status(struct bpf_iter__bpf_map *ctx)
 	context.devices = (u32)*(const volatile u64 *)&ctx->meta->seq_num;
 	seq_print(seq, "armed %u\naudit %u\ninitramfs_dev %u:%u\n", armed, audit,
 		  initramfs_dev >> 20, initramfs_dev & 0xfffff);
-	seq_print(seq, "owner %u start_ticks %llu\n", owner_tgid, owner_start_ticks);
-	bpf_loop(FSACCESS_MAX_MAPS, print_map_id, &context, 0);
-	bpf_loop(FSACCESS_MAX_PROGRAMS, print_program_id, &context, 0);
-	bpf_loop(FSACCESS_MAX_LINKS, print_link_id, &context, 0);
-	bpf_loop(FSACCESS_OP_COUNT, print_counter, &context, 0);
+	print_guard(seq);
+	print_counters(seq);
 	bpf_for_each_map_elem(&verity_devices, print_device, &context, 0);
 	if (context.devices > MAX_DEVICE_LINES)
 		seq_print(seq, "truncated %u\n", context.devices - MAX_DEVICE_LINES);

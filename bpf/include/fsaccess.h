@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the fsaccess programs and user space share: numbers, map values and the event record.
+ * What the fsaccess programs and user space share: numbers and map values; policy.h has the rest.
  * All integers are in the machine's byte order. New enumerators are appended, never renumbered.
  * User space takes the layouts and names from the object's BTF; the offsets in the comments are
  * for readers.
@@ -9,16 +9,12 @@
 #define BPF_INCLUDE_FSACCESS_H
 
 #include "bpf.h"
+#include "policy.h"
 
 enum {
 	FSACCESS_MAX_DEVICES = 16384,   /* entries of verity_devices */
 	FSACCESS_EVENTS_SIZE = 1 << 18, /* bytes of the events ring buffer, a power of two */
 	FSACCESS_MAX_FILESYSTEMS = 8,   /* entries of filesystem_magics */
-	FSACCESS_MAX_MAPS = 16,         /* entries of guard_map_ids */
-	FSACCESS_MAX_PROGRAMS = 32,     /* entries of guard_program_ids */
-	FSACCESS_MAX_LINKS = 32,        /* entries of guard_link_ids */
-	FSACCESS_COMM_SIZE = 16,
-	FSACCESS_PATH_SIZE = 256,
 	FSACCESS_ALGORITHM_SIZE = 16,
 	FSACCESS_DIGEST_SIZE = 64,
 };
@@ -38,12 +34,6 @@ enum fsaccess_operation {
 	FSACCESS_OP_DEVICE_MAPPER = 10, /* device-mapper ioctl that changes a table */
 	FSACCESS_OP_SYSCTL = 11,    /* write to kernel.ftrace_enabled */
 	FSACCESS_OP_COUNT,
-};
-
-enum fsaccess_verdict {
-	FSACCESS_ALLOWED = 0, /* counted, never an event */
-	FSACCESS_DENIED = 1,  /* refused with EPERM */
-	FSACCESS_AUDITED = 2, /* would have been refused; audit mode let it pass */
 };
 
 /* Why something was (or in audit mode would have been) refused. */
@@ -93,43 +83,10 @@ struct fsaccess_device {
 			     whose table was swapped does not match it; 0: not known */
 };
 
-/* Value of counters; the key is enum fsaccess_operation. 32 bytes. */
-struct fsaccess_counter {
-	u64 allowed; /*  0 */
-	u64 denied;  /*  8 */
-	u64 audited; /* 16 */
-	u64 dropped; /* 24: events lost because the ring buffer was full */
-};
-
-/* Bits of fsaccess_event.path_flags. */
-enum {
-	FSACCESS_PATH_NAME_ONLY = 1 << 0, /* the file's last component, not its path */
-	FSACCESS_PATH_TRUNCATED = 1 << 1, /* longer than the field; the path is left out */
-};
-
-/* One record of the events ring buffer: 360 bytes, always whole. */
-struct fsaccess_event {
-	u64 time;                         /*   0: ns since boot (CLOCK_BOOTTIME) */
-	enum fsaccess_operation operation; /*   8 */
-	enum fsaccess_reason reason;      /*  12 */
-	enum fsaccess_verdict verdict;    /*  16: FSACCESS_DENIED or FSACCESS_AUDITED */
-	u32 pid;                          /*  20: process (tgid), initial pid namespace */
-	u32 tid;                          /*  24: thread, initial pid namespace */
-	u32 uid;                          /*  28: real uid, initial user namespace */
-	u64 cgroup;                       /*  32: cgroup v2 id of the process */
-	u64 inode;                        /*  40: of the file (below an overlay: of its data), or 0 */
-	u64 magic;                        /*  48: superblock magic of that file's filesystem, or 0 */
-	u32 device;                       /*  56: s_dev of that filesystem, (major << 20) | minor */
-	u32 prot;                         /*  60: mmap, mprotect: PROT_* bits asked for; ptrace:
-						  PTRACE_MODE_* bits */
-	u64 flags;                        /*  64: mmap: MAP_*; mprotect: VM_* of the mapping */
-	u32 object;                       /*  72: id of the guarded map, program or link; for
-						  ptrace the target's tgid */
-	u32 path_flags;                   /*  76: FSACCESS_PATH_* */
-	u32 path_length;                  /*  80: bytes in path without the NUL; 0: not known */
-	char comm[FSACCESS_COMM_SIZE];    /*  84: NUL-terminated */
-	char path[FSACCESS_PATH_SIZE];    /* 100: NUL-terminated, as the process sees it */
-	u32 reserved;                     /* 356: zero */
-};
+/*
+ * In struct policy_event (policy.h):
+ *   prot    mmap, mprotect: PROT_* bits asked for; ptrace: PTRACE_MODE_* bits
+ *   flags   mmap: MAP_*; mprotect: VM_* of the mapping; device_mapper: the ioctl
+ */
 
 #endif

@@ -12,7 +12,9 @@ import pytest
 from restrict import abi, devmapper, events, handover
 from restrict.errors import ConfigError, HandoverError, RestrictError
 
-HEADER = Path(__file__).resolve().parents[2] / "bpf/include/fsaccess.h"
+INCLUDE = Path(__file__).resolve().parents[2] / "bpf/include"
+HEADER = INCLUDE / "fsaccess.h"
+COMMON = INCLUDE / "policy.h"
 
 # include/uapi/linux/dm-ioctl.h
 DM_IOCTL = c.Struct(
@@ -36,7 +38,7 @@ DM_TARGET_SPEC = c.Struct(
     "next" / c.Int32un,
     "target_type" / c.PaddedString(16, "ascii"),
 )
-# bpf/include/fsaccess.h
+# bpf/include/policy.h
 EVENT = c.Struct(
     "time" / c.Int64un,
     "operation" / c.Int32un,
@@ -56,7 +58,7 @@ EVENT = c.Struct(
     "path_length" / c.Int32un,
     "comm" / c.PaddedString(16, "ascii"),
     "path" / c.PaddedString(256, "ascii"),
-    "reserved" / c.Int32un,
+    "policy" / c.Int32un,
 )
 
 
@@ -77,7 +79,7 @@ def test_event() -> None:
             "time": 1_500_000_000, "operation": 2, "reason": 2, "verdict": 1, "pid": 7, "tid": 8,
             "uid": 9, "cgroup": 10, "inode": 11, "magic": 0x01021994, "device": 254 << 20 | 3,
             "prot": 5, "flags": 2, "object": 0, "path_flags": 1, "path_length": 5,
-            "comm": "python3", "path": "a.bin", "reserved": 0,
+            "comm": "python3", "path": "a.bin", "policy": 0,
         }
     )  # fmt: skip
     assert len(raw) == abi.EVENT.size == 360
@@ -107,8 +109,8 @@ def test_short_events_are_refused() -> None:
         events.decode(bytes(359))
 
 
-def _enum(name: str, prefix: str) -> list[str]:
-    body = re.search(rf"enum {name} {{(.*?)}};", HEADER.read_text(), re.DOTALL)
+def _enum(name: str, prefix: str, header: Path = HEADER) -> list[str]:
+    body = re.search(rf"enum {name} {{(.*?)}};", header.read_text(), re.DOTALL)
     assert body is not None
     found = re.findall(rf"{prefix}([A-Z_]+) = (\d+),", body.group(1))
     assert [int(n) for _, n in found] == list(range(len(found)))
@@ -118,11 +120,11 @@ def _enum(name: str, prefix: str) -> list[str]:
 def test_names_are_those_of_the_header() -> None:
     assert _enum("fsaccess_operation", "FSACCESS_OP_") == list(abi.OPERATIONS)
     assert _enum("fsaccess_reason", "FSACCESS_REASON_") == list(abi.REASONS)
-    assert _enum("fsaccess_verdict", "FSACCESS_") == list(abi.VERDICTS)
+    assert _enum("policy_verdict", "POLICY_", COMMON) == list(abi.VERDICTS)
 
 
 def test_event_fields_are_those_of_the_header() -> None:
-    body = re.search(r"struct fsaccess_event {(.*?)\n};", HEADER.read_text(), re.DOTALL)
+    body = re.search(r"struct policy_event {(.*?)\n};", COMMON.read_text(), re.DOTALL)
     assert body is not None
     text = re.sub(r"/\*.*?\*/", "", body.group(1), flags=re.DOTALL)
     names = re.findall(r"(\w+)(?:\[\w+\])?;", text)

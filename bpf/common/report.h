@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* From a reason to an answer: counters, events, return value. */
-#ifndef BPF_FSACCESS_REPORT_H
-#define BPF_FSACCESS_REPORT_H
+#ifndef BPF_COMMON_REPORT_H
+#define BPF_COMMON_REPORT_H
 
 #include "state.h"
 
@@ -24,9 +24,9 @@ static __noinline u32 copy_string(char *to, u32 size, u64 address)
 	return length;
 }
 
-/* What a hook asks, and what it found out on the way. */
+/* What a hook asks, and what it found out on the way; the members are those of the event. */
 struct request {
-	enum fsaccess_operation operation;
+	u32 operation;
 	u32 prot;
 	u64 flags;
 	u32 object;
@@ -35,8 +35,8 @@ struct request {
 	u64 magic;
 };
 
-static __noinline void fill_event(struct fsaccess_event *event, const struct request *request,
-				  enum fsaccess_reason reason, enum fsaccess_verdict verdict)
+static __noinline void fill_event(struct policy_event *event, const struct request *request,
+				  u32 reason, u32 verdict)
 {
 	u64 pid_tgid = bpf_get_current_pid_tgid();
 
@@ -55,30 +55,32 @@ static __noinline void fill_event(struct fsaccess_event *event, const struct req
 	event->prot = request->prot;
 	event->flags = request->flags;
 	event->object = request->object;
+	event->policy = THIS_POLICY;
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
 }
 
-/* Counts, reports and answers. `path` needs a hook in which bpf_d_path is allowed (a sleepable
- * one); `name` is the address of a file's last component for the hooks that are not; either may be
- * NULL or 0. The event is left out, and counted, when the ring buffer is full: nobody waits. */
-static __always_inline int conclude(const struct request *request, enum fsaccess_reason reason,
-				    bool auditable, const struct path *path, u64 name)
+/* Counts, reports and answers. `reason` 0 allows. `path` needs a hook in which bpf_d_path is allowed
+ * (a sleepable one); `name` is the address of a file's last component for the hooks that are not;
+ * either may be NULL or 0. The event is left out, and counted, when the ring buffer is full: nobody
+ * waits. */
+static __always_inline int conclude(const struct request *request, u32 reason, bool auditable,
+				    const struct path *path, u64 name)
 {
-	enum fsaccess_verdict verdict = auditable && audit ? FSACCESS_AUDITED : FSACCESS_DENIED;
-	int answer = verdict == FSACCESS_AUDITED ? 0 : -EPERM;
+	u32 verdict = auditable && audit ? POLICY_AUDITED : POLICY_DENIED;
+	int answer = verdict == POLICY_AUDITED ? 0 : -EPERM;
 	u32 key = request->operation;
-	struct fsaccess_counter *counter = bpf_map_lookup_elem(&counters, &key);
-	struct fsaccess_event *event;
+	struct policy_counter *counter = bpf_map_lookup_elem(&counters, &key);
+	struct policy_event *event;
 	long length;
 
-	if (reason == FSACCESS_REASON_NONE) {
+	if (!reason) {
 		if (counter)
 			__sync_fetch_and_add(&counter->allowed, 1);
 		return 0;
 	}
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (counter) {
-		if (verdict == FSACCESS_AUDITED)
+		if (verdict == POLICY_AUDITED)
 			__sync_fetch_and_add(&counter->audited, 1);
 		else
 			__sync_fetch_and_add(&counter->denied, 1);
@@ -93,10 +95,10 @@ static __always_inline int conclude(const struct request *request, enum fsaccess
 		if (length > 0)
 			event->path_length = (u32)length - 1;
 		else
-			event->path_flags = FSACCESS_PATH_TRUNCATED;
+			event->path_flags = POLICY_PATH_TRUNCATED;
 	} else if (name) {
 		event->path_length = copy_string(event->path, sizeof(event->path), name);
-		event->path_flags = FSACCESS_PATH_NAME_ONLY;
+		event->path_flags = POLICY_PATH_NAME_ONLY;
 	}
 	bpf_ringbuf_submit(event, 0);
 	return answer;
