@@ -36,6 +36,7 @@ __all__ = [
 
 
 _NO_NOTES: Mapping[str, Any] = {}  # shared by all specs without notes: never written
+_NO_TABLES: Mapping[int, tuple[int, ...]] = {}
 
 
 class Ref(NamedTuple):
@@ -48,6 +49,7 @@ class Ref(NamedTuple):
     call    FunctionSpec number ``function``                call    → BPF_PSEUDO_CALL
     func    FunctionSpec number ``function``                ldimm64 → BPF_PSEUDO_FUNC
     extern  ExternSpec, by name                             ldimm64 or call
+    table   jump table at byte ``offset`` of .jumptables    ldimm64 → BPF_PSEUDO_MAP_VALUE
 
     function -1: there is no function at byte ``offset`` of section ``name``.
     """
@@ -181,7 +183,11 @@ class ExternSpec(Frozen):
 
 
 class ObjectSpec(Frozen):
-    """A whole object. Dict order is the order of the file."""
+    """A whole object. Dict order is the order of the file.
+
+    jump_tables: byte offset in .jumptables → where its entries jump to: bytes from the start of
+    the section that holds the function which uses it.
+    """
 
     name: str
     byteorder: str
@@ -195,6 +201,7 @@ class ObjectSpec(Frozen):
     btf: Btf | None = None
     path: str | None = None
     notes: Mapping[str, Any] = _NO_NOTES
+    jump_tables: Mapping[int, tuple[int, ...]] = _NO_TABLES
 
     def with_map(self, name: str, **changes: Any) -> ObjectSpec:
         """A copy in which map ``name`` has other fields (max_entries=…, pin_path=…)."""

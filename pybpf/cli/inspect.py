@@ -38,14 +38,10 @@ def run(args: argparse.Namespace) -> int:
     """Tell what the file holds."""
     with open(args.file, "rb") as file:
         head = file.read(4)
-        if head != b"\x7fELF":
-            from pybpf.plan.frozen import from_bytes
+    if head != b"\x7fELF":
+        from pybpf.plan.bundle import read
 
-            try:
-                plan = from_bytes(head + file.read())
-            except PybpfError as exc:
-                raise exc.at(file=args.file) from exc.__cause__
-            return _plan(plan, args)
+        return _plan(read(args.file), args)
     spec = read_object(args.file)
     found = _object(spec)
     if args.relocations:
@@ -157,7 +153,9 @@ def _text(lines: list[str]) -> str:
 
 
 def _target_of(ref: Ref) -> str:
-    return f"{ref.name}+{ref.offset}" if ref.kind == "data" else ref.name
+    if ref.kind == "data":
+        return f"{ref.name}+{ref.offset}"
+    return ref.name or f".jumptables+{ref.offset}"
 
 
 def _object(spec: ObjectSpec) -> dict[str, Any]:

@@ -147,13 +147,6 @@ class _Compiled:
         requests: list[SymbolRequest] = []
         symbols = {}
         for name, fitted in self.struct_ops.maps.items():
-            if not self.spec.maps[name].flags & abi.BPF_F_LINK:
-                raise CompileError(
-                    "a struct_ops variable without a link would stay in force when its owner ends.",
-                    hint='Put it into SEC(".struct_ops.link") (Linux 6.4).',
-                    object=self.spec.path or self.spec.name,
-                    map=name,
-                )
             request = (fitted.value_type, KIND_STRUCT, fitted.module, False)
             requests.append(request)
             symbols[name] = self.places.symbol(request)
@@ -165,11 +158,12 @@ class _Compiled:
         members = self.spec.maps[name].members
         return all(program in self.spec.programs for _, program in members)
 
-    def _struct_ops_fill(self) -> list[ops.Op]:
+    def _struct_ops_fill(self, *, linked: bool) -> list[ops.Op]:
+        """Setting the values of the maps that have a link, or of those that have none."""
         loaded = set(self._loaded())
         out: list[ops.Op] = []
         for name, fitted in self.struct_ops.maps.items():
-            if not self._whole(name):
+            if not self._whole(name) or linked != self._has_link(name):
                 continue
             places = tuple(
                 (offset, self.places.slot("program", program))
@@ -178,10 +172,14 @@ class _Compiled:
             )
             out.append(
                 ops.StructOpsFill(
-                    map=self.places.slot("map", name), data=fitted.data, programs=places
+                    map=self.places.slot("map", name), data=fitted.data, programs=places,
+                    register=not linked,
                 )
-            )
+            )  # fmt: skip
         return out
+
+    def _has_link(self, name: str) -> bool:
+        return bool(self.spec.maps[name].flags & abi.BPF_F_LINK)
 
     def _kconfig(self) -> list[ops.Op]:
         """Filling the map of kconfig values: now, or by the executor where the Plan may run on
@@ -221,7 +219,7 @@ class _Compiled:
             out.append(self._lookup(lookups))
         out += loads
         out += maps.late_fill(spec, places, frozenset(self._loaded()))
-        out += self._struct_ops_fill()
+        out += self._struct_ops_fill(linked=True)
         return out
 
     def _btf(self) -> bytes:
@@ -298,11 +296,11 @@ class _Compiled:
                 ) from None
             if program.when_module is None:
                 lookups += requests
-                loads.append(load)
+                loads += load
             else:
                 then: list[ops.Op] = [self._lookup(requests)] if requests else []
                 loads.append(
-                    ops.When(condition=("module", program.when_module), then=(*then, load))
+                    ops.When(condition=("module", program.when_module), then=(*then, *load))
                 )
         return loads, lookups
 
@@ -338,7 +336,10 @@ class _Compiled:
                 attaching.append(ops.When(condition=("module", program.when_module), then=(op,)))
             else:
                 attaching.append(op)
-        for name in filter(self._whole, self.struct_ops.maps):
+        attaching += self._struct_ops_fill(linked=False)
+        for name in self.struct_ops.maps:
+            if not self._whole(name) or not self._has_link(name):
+                continue
             links[name] = places.slot("link", name)
             attaching.append(
                 ops.LinkCreate(

@@ -14,6 +14,7 @@ from typing import Any
 from pybpf.compiler.core import Bodies
 from pybpf.compiler.struct_ops import fit
 from pybpf.compiler.target import Target
+from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import PybpfError
 from pybpf.reloc.core import Outcome
 from pybpf.reloc.externs import Resolved, resolve
@@ -118,8 +119,14 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
             numbers = [number for number, _ in entry.linked.functions]
             bodies, entry.outcomes = relocated.of(numbers)
             entry.linked = link(spec, program, bodies)
-            binding = FixedBinding(spec, lookup, handles, target.address)
+            binding = FixedBinding(spec, lookup, handles, target.address, MAP_MARK | len(maps))
             finish(spec, entry.linked, binding)
+            # One map a table and program, behind those that the object declares.
+            maps += [
+                MapSpec(JUMP_TABLES, abi.BPF_MAP_TYPE_INSN_ARRAY, 4, 16, len(targets),
+                        section=JUMP_TABLES)
+                for targets in binding.tables.values()
+            ]  # fmt: skip
             entry.insns = bytes(entry.linked.code.raw)
         except PybpfError as exc:
             entry.error = exc.at(

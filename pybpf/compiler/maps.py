@@ -7,6 +7,7 @@ import struct
 
 from pybpf.compiler.places import Places
 from pybpf.elf.fixup import KCONFIG
+from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import CompileError
 from pybpf.plan import ops
 from pybpf.record import replace
@@ -18,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PIN_ROOT", "create", "fill", "late_fill"]
+__all__ = ["PIN_ROOT", "create", "fill", "jump_table", "late_fill"]
 
 PIN_ROOT = "/sys/fs/bpf"
 
@@ -145,6 +146,26 @@ def _inner_slot(spec: ObjectSpec, places: Places, outer: MapSpec, name: str) -> 
     if not spec.maps[name].autocreate:
         raise CompileError(f"its element {name!r} is not created.", map=outer.name)
     return places.slot("map", name)
+
+
+def jump_table(slot: int, targets: tuple[int, ...]) -> list[ops.Op]:
+    """The map of a program's jump table, whose entries are slots of that program (6.19).
+
+    The verifier takes it only frozen (b4ce5923e780).
+    """
+    # struct bpf_insn_array_value: orig_off; the kernel fills in where it went.
+    entries = tuple(
+        (struct.pack("=I", index), struct.pack("=I12x", target))
+        for index, target in enumerate(targets)
+    )
+    return [
+        ops.MapCreate(
+            dst=slot, name=JUMP_TABLES, type=abi.BPF_MAP_TYPE_INSN_ARRAY, key_size=4,
+            value_size=16, max_entries=len(targets),
+        ),
+        ops.MapFill(map=slot, entries=entries),
+        ops.MapFreeze(map=slot),
+    ]  # fmt: skip
 
 
 def late_fill(spec: ObjectSpec, places: Places, loaded: frozenset[str]) -> list[ops.Op]:

@@ -239,6 +239,8 @@ def _instruction_needs(ins: Instruction) -> Iterator[Need]:
         yield Need("5.1", "32-bit jumps")  # 092ed0968bb6
     if code == 0x06:
         yield Need("6.6", "long jumps")  # 4cd58e9af8b9
+    elif code == 0x0D:
+        yield Need("6.19", "indirect jumps")  # 493d9e0d6083
     elif code == 0xE5:
         yield Need("6.9", "may_goto")  # 011832b97b31
     elif code & 0xE7 == 0xC3:  # BPF_STX | BPF_ATOMIC of any size

@@ -8,6 +8,7 @@ import struct
 from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_STRUCT, KIND_TYPEDEF
 from pybpf.btf.ext import pack_core_relos
 from pybpf.compiler.core import Bodies
+from pybpf.compiler.maps import jump_table
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.struct_ops import Fitted
 from pybpf.compiler.target import Target
@@ -73,8 +74,11 @@ class ProgramCompiler:
         self._bodies = Bodies(spec, target) if target is not None else None
         self._order = "<" if spec.byteorder == "little" else ">"
 
-    def compile(self, program: ProgramSpec) -> tuple[ops.ProgLoad, list[SymbolRequest]]:
-        """(operation, kernel symbols it needs looked up). Raises CompileError, RelocationError."""
+    def compile(self, program: ProgramSpec) -> tuple[list[ops.Op], list[SymbolRequest]]:
+        """(operations, of which the last loads the program; kernel symbols they need looked up).
+
+        Raises CompileError, RelocationError.
+        """
         spec = self.spec
         if program.type == abi.BPF_PROG_TYPE_UNSPEC:
             near = sections.nearest(program.section)
@@ -102,12 +106,16 @@ class ProgramCompiler:
             self.resolved,
             lambda name: self.places.slot("map", name),
             symbol_of,
+            lambda place: self.places.slot("jump table", f"{program.name} {place}"),
             by_index=self.target is None,
         )
         patches = finish(spec, linked, binding)
         attach_id, attach_number = self._attach(program, requests)
         records = self._records(program, linked)
-        return (
+        load: list[ops.Op] = []
+        for place, targets in binding.tables.items():
+            load += jump_table(binding.table_slot(place), targets)
+        load.append(
             ops.ProgLoad(
                 dst=self.places.slot("program", program.name),
                 name=program.name,
@@ -126,9 +134,9 @@ class ProgramCompiler:
                 attach_symbol=attach_number,
                 attach_btf_id=attach_id,
                 section=program.section,
-            ),
-            requests,
+            )
         )
+        return load, requests
 
     def _attach(
         self, program: ProgramSpec, requests: list[SymbolRequest]

@@ -36,15 +36,17 @@ class MapTable:
     """Where maps stand in the ELF, for relocations against them.
 
     definitions: (section index, byte offset) → map name, of maps that are defined one by one;
-    data: section index → name of the data map; arena: name of the arena map, if there is one.
+    data: section index → name of the data map; arena: name of the arena map, if there is one;
+    tables: index of the section of jump tables, -1 if there is none.
     """
 
-    __slots__ = ("arena", "data", "definitions")
+    __slots__ = ("arena", "data", "definitions", "tables")
 
     def __init__(self, data: dict[int, MapSpec]) -> None:
         self.definitions: dict[tuple[int, int], str] = {}
         self.data = data
         self.arena: str | None = None
+        self.tables = -1
 
 
 class _Code:
@@ -213,6 +215,8 @@ class _Reader:
             return self.subprogram(slot, "call", symbol, symbol.value + 8 * (imm + 1))
         if self.text is not None and symbol.section == self.text.section.number:
             return self.subprogram(slot, "func", symbol, symbol.value + imm)
+        if symbol.section == self.maps.tables:
+            return Ref(slot, "table", symbol.name, symbol.value)
         name = self.maps.definitions.get((symbol.section, symbol.value))
         if name is not None:
             return Ref(slot, "map", name)

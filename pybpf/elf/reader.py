@@ -20,6 +20,7 @@ from pybpf.elf.data import (
 )
 from pybpf.elf.functions import MapTable, read_functions, read_programs
 from pybpf.elf.image import STT_FUNC, ElfImage, Section
+from pybpf.elf.jump_tables import JUMP_TABLES, read_jump_tables
 from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
 from pybpf.elf.struct_ops import is_struct_ops, read_struct_ops
 from pybpf.errors import FormatError
@@ -86,6 +87,9 @@ def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
     if kconfig is not None:
         maps[kconfig.name] = kconfig
     _read_arena(image, maps, table)
+    jumps, jump_tables = read_jump_tables(image)
+    if jumps is not None:
+        table.tables = jumps.number
     functions = read_functions(image, btf, ext, table, externs)
     _read_initial(image, definitions, maps, functions)
     for spec in read_struct_ops(image, btf, functions):
@@ -114,6 +118,7 @@ def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
         btf=btf,
         path=path,
         notes=_notes(image),
+        jump_tables=jump_tables,
     )
 
 
@@ -216,7 +221,7 @@ def _initial_target(
     return None
 
 
-_KNOWN = ("license", "version", LEGACY, MAPS, ARENA_SECTION)
+_KNOWN = ("license", "version", LEGACY, MAPS, ARENA_SECTION, JUMP_TABLES)
 
 
 def _notes(image: ElfImage) -> dict[str, object]:

@@ -24,7 +24,7 @@ _KINDS = {
     _ops.MapFill: "it",
     _ops.KconfigFill: "it",
     _ops.MapFreeze: "i",
-    _ops.StructOpsFill: "ibt",
+    _ops.StructOpsFill: "ibtB",
     _ops.ProgLoad: "isiiisibttIbibibiIiIis",
     _ops.LinkCreate: "isisi*it",
     _ops.Pin: "is",

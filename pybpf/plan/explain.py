@@ -120,7 +120,8 @@ def _kconfig_fill(op: _ops.KconfigFill, names: _Names) -> Iterator[str]:
 
 
 def _struct_ops_fill(op: _ops.StructOpsFill, names: _Names) -> Iterator[str]:
-    yield f"set {names.slot(op.map)}, {_bytes(op.data)}"
+    force = ", which puts it into force until the value is deleted" if op.register else ""
+    yield f"set {names.slot(op.map)}, {_bytes(op.data)}{force}"
     for offset, slot in op.programs:
         yield f"  [+{offset}] = {names.slot(slot)}"
 

@@ -243,7 +243,7 @@ class Object:
         for entry in reversed(executor.journal):
             if entry[0] == "fd" and isinstance(entry[1], int):
                 fds.append(executor.slots[entry[1]])
-            elif entry[0] == "attached":
+            elif entry[0] in ("attached", "registered"):
                 try:
                     executor._undo_one(entry)
                 except (OSError, KernelError) as error:

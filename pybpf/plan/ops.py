@@ -165,13 +165,17 @@ class MapFreeze(Op):
 class StructOpsFill(Op):
     """Set the value of a struct_ops map: ``data`` with programs' fds put in.
 
-    programs: ((byte offset, fd slot), …), 8 bytes each.
+    programs: ((byte offset, fd slot), …), 8 bytes each. register: the map is one without
+    BPF_F_LINK (before 6.4 all were), whose value goes into force with being set: it belongs to
+    ``attach``, is undone by deleting the value, and else stays in force when its owner ends.
     """
 
     map: int
     data: bytes
     programs: tuple[tuple[int, int], ...]
-    __slots__ = FIELDS = ("map", "data", "programs")
+    register: bool
+    __slots__ = FIELDS = ("map", "data", "programs", "register")
+    DEFAULTS = {"register": False}
 
 
 class ProgLoad(Op):

@@ -173,6 +173,13 @@ class Executor:
             assert isinstance(address, int)
             assert isinstance(size, int)
             arena.unmap(address, size)
+        elif kind == "registered":
+            own = entry[1]
+            assert isinstance(own, int)
+            try:
+                bpf.map_delete(own, bytes(4))
+            finally:
+                os.close(own)
         elif kind == "attached":
             prog, target, attach_type = entry[1:]
             assert isinstance(prog, int)
@@ -382,10 +389,18 @@ class Executor:
         data = bytearray(op.data)
         for offset, slot in op.programs:
             struct.pack_into("=Q", data, offset, self.fd(slot, "program"))
+        # An fd of its own: the map's may be closed by the user before the value is deleted.
+        fd = os.dup(self.fd(op.map, "map"))
         try:
-            bpf.map_update(self.fd(op.map, "map"), bytes(4), data)
+            bpf.map_update(fd, bytes(4), data)
+            if op.register:
+                self.journal.append(("registered", fd))
+                fd = -1
         except KernelError as error:
             raise error.at(map=self._slot_name(op.map))  # noqa: B904
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _map_freeze(self, op: _ops.MapFreeze) -> None:
         if op.map in self.reused:

@@ -20,7 +20,7 @@ from pybpf.sys import abi
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Protocol
+    from typing import Any, Protocol
 else:
     Protocol = object
 
@@ -44,15 +44,47 @@ class Binding(Protocol):
     def kfunc(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:
         """A call of a kernel function."""
 
+    def table(self, code: Code, slot: int, place: int, targets: tuple[int, ...]) -> Patch | None:
+        """A 64-bit load of a jump table: its place in .jumptables, and the slots of the program
+        that its entries jump to."""
+
 
 def finish(spec: ObjectSpec, linked: Linked, binding: Binding) -> tuple[Patch, ...]:
     """Resolve what ``linked`` still refers to. Raises RelocationError."""
     patches = []
     for ref in linked.refs:
-        patch = _one(spec, linked.code, ref, binding)
+        if ref.kind == "table":
+            patch = binding.table(linked.code, ref.insn, ref.offset, _targets(spec, linked, ref))
+        else:
+            patch = _one(spec, linked.code, ref, binding)
         if patch is not None:
             patches.append(patch)
     return tuple(patches)
+
+
+def _targets(spec: ObjectSpec, linked: Linked, ref: Ref) -> tuple[int, ...]:
+    """The slots of the program that a jump table's entries stand for."""
+    number, start = max(
+        (row for row in linked.functions if row[1] <= ref.insn), key=lambda row: row[1]
+    )
+    function = spec.functions[number]
+    where: dict[str, Any] = {
+        "function": function.name, "insn": ref.insn - start, "table": ref.name,
+    }  # fmt: skip
+    entries = spec.jump_tables.get(ref.offset)
+    if entries is None:
+        raise RelocationError(f"no jump table begins at byte {ref.offset} of .jumptables.", **where)
+    out = []
+    for entry in entries:
+        slot, odd = divmod(entry - function.offset, 8)
+        if odd or not 0 <= slot < len(function.insns) // 8:
+            raise RelocationError(
+                f"its jump table leads to byte {entry} of section {function.section!r}, which is "
+                "no instruction of the function.",
+                **where,
+            )
+        out.append(start + slot)
+    return tuple(out)
 
 
 def arena_data_offset(found: MapSpec) -> int:
@@ -117,7 +149,8 @@ class _Base:
 
 class FixedBinding(_Base):
     """Everything written out: for listings. handles: map name → the number in its fd's place;
-    addresses: typeless symbol → address. Modules are numbered from 1 as they are met."""
+    addresses: typeless symbol → address; table_handle: the number for the first jump table, the
+    others count on from it. Modules are numbered from 1 as they are met."""
 
     def __init__(
         self,
@@ -125,8 +158,11 @@ class FixedBinding(_Base):
         resolved: Callable[[ExternSpec], Resolved],
         handles: Mapping[str, int],
         addresses: Callable[[str], int],
+        table_handle: int = 0,
     ) -> None:
         super().__init__(spec, resolved)
+        self.table_handle = table_handle
+        self.tables: dict[int, tuple[int, ...]] = {}
         self.handles = handles
         self.addresses = addresses
         self.modules: list[str] = []
@@ -135,6 +171,13 @@ class FixedBinding(_Base):
         """See Binding."""
         write_map(code, slot, offset, index=False)
         code.set_imm(slot, self.handles[name])
+
+    def table(self, code: Code, slot: int, place: int, targets: tuple[int, ...]) -> None:
+        """See Binding."""
+        write_map(code, slot, code.imm(slot + 1), index=False)
+        if place not in self.tables:
+            self.tables[place] = targets
+        code.set_imm(slot, self.table_handle + list(self.tables).index(place))
 
     def typed(self, code: Code, slot: int, extern: ExternSpec) -> None:
         """See Binding."""
@@ -165,7 +208,8 @@ class FixedBinding(_Base):
 
 
 class PlanBinding(_Base):
-    """For a Plan. slot_of: fd slot of a map; symbol_of: number of a kernel symbol.
+    """For a Plan. slot_of: fd slot of a map; symbol_of: number of a kernel symbol; table_slot:
+    fd slot of a jump table by its place in .jumptables.
 
     by_index: maps are named by their place in ``fd_array`` (kernel 5.14), so that the
     instructions are the same in every load; otherwise their fds are patched in.
@@ -178,6 +222,7 @@ class PlanBinding(_Base):
         resolved: Callable[[ExternSpec], Resolved] | None,
         slot_of: Callable[[str], int],
         symbol_of: Callable[[ExternSpec, str | None], int],
+        table_slot: Callable[[int], int],
         *,
         by_index: bool,
     ) -> None:
@@ -187,11 +232,20 @@ class PlanBinding(_Base):
         self.symbol_of = symbol_of
         self.by_index = by_index
         self.fd_array: list[int] = []
+        self.table_slot = table_slot
+        self.tables: dict[int, tuple[int, ...]] = {}
 
     def map(self, code: Code, slot: int, name: str, offset: int | None) -> Patch | None:
         """See Binding."""
+        return self._map(code, slot, self.slot_of(name), offset)
+
+    def table(self, code: Code, slot: int, place: int, targets: tuple[int, ...]) -> Patch | None:
+        """See Binding. The tables met are in ``tables``, by place."""
+        self.tables.setdefault(place, targets)
+        return self._map(code, slot, self.table_slot(place), code.imm(slot + 1))
+
+    def _map(self, code: Code, slot: int, fd: int, offset: int | None) -> Patch | None:
         write_map(code, slot, offset, index=self.by_index)
-        fd = self.slot_of(name)
         if not self.by_index:
             code.set_imm(slot, 0)
             return slot, ops.PATCH_MAP_FD, fd

@@ -458,15 +458,57 @@ def test_struct_ops_are_used(prefix: str) -> None:
             obj.attach()
         except KernelError as error:
             kernel_may_lack("struct_ops", error)
-        with socket.socket() as server, socket.socket() as client:
-            server.bind(("127.0.0.1", 0))
-            server.listen()
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"pybpf_test")
-            client.connect(server.getsockname())
-            with server.accept()[0] as peer:
-                client.sendall(bytes(1 << 16))
-                peer.recv(1 << 16, socket.MSG_WAITALL)
+        send_with(b"pybpf_test")
+        assert settle(lambda: obj.vars["calls"] > 0, 5)
+
+
+def send_with(control: bytes) -> None:
+    """A TCP connection with this congestion control; OSError if there is none."""
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control)
+        client.connect(server.getsockname())
+        with server.accept()[0] as peer:
+            client.sendall(bytes(1 << 16))
+            peer.recv(1 << 16, socket.MSG_WAITALL)
+
+
+@pytest.mark.parametrize("end", ["detach", "close", "failure"])
+def test_struct_ops_without_a_link(end: str, prefix: str) -> None:
+    """In force from attach to detach, and gone after a failure to attach the rest."""
+    spec = pybpf.read(FILE.parent / "struct_ops.bpf.o")
+    spec = spec.with_map("test_control", autocreate=end == "failure")
+    try:
+        obj = pybpf.load(spec.with_map("old_control", autocreate=True))
+    except PybpfError as error:
+        kernel_may_lack("struct_ops", error)
+    with obj:
+        with pytest.raises(FileNotFoundError):
+            send_with(b"pybpf_old")
+        if end == "failure":
+            # The other one, which comes after, cannot be put into force: somebody else's is.
+            with pybpf.load(FILE.parent / "struct_ops.bpf.o").attach():
+                with pytest.raises(KernelError, match="EEXIST"):
+                    obj.attach()
+                send_with(b"pybpf_test")
+        else:
+            try:
+                obj.attach()
+            except KernelError as error:
+                kernel_may_lack("struct_ops", error)
+            assert obj.attached
+            assert obj.links == {}
+            send_with(b"pybpf_old")
             assert settle(lambda: obj.vars["calls"] > 0, 5)
+            obj.maps["old_control"].close()  # what is in force does not hang on the user's fd
+            if end == "detach":
+                obj.detach()
+                assert not obj.attached
+            else:
+                obj.close()
+        with pytest.raises(FileNotFoundError):
+            send_with(b"pybpf_old")
 
 
 @pytest.mark.parametrize(

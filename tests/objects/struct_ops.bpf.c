@@ -49,4 +49,13 @@ struct tcp_congestion_ops spare_control = {
 	.name = "pybpf_spare",
 };
 
+/* Without a link, as it was before 6.4: in force from being set until its value is deleted. */
+SEC("?.struct_ops")
+struct tcp_congestion_ops old_control = {
+	.ssthresh = (void *)threshold,
+	.cong_avoid = (void *)avoid,
+	.undo_cwnd = (void *)undo,
+	.name = "pybpf_old",
+};
+
 LICENSE("GPL");

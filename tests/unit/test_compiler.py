@@ -16,6 +16,7 @@ from pybpf.compiler.listing import MAP_MARK, listing
 from pybpf.elf import read
 from pybpf.errors import CompileError, PlanError, RelocationError, UsageError
 from pybpf.plan import ops
+from pybpf.plan.explain import to_text
 from pybpf.plan.frozen import from_bytes, to_bytes
 from pybpf.plan.kconfig import contents, parse_config, parse_release
 from pybpf.spec import ObjectSpec
@@ -435,7 +436,21 @@ def test_struct_ops_that_do_not_fit(kernel: Target, words: str) -> None:
     assert all(p.error is not None for p in listing(found, kernel).programs)
 
 
-def test_struct_ops_without_a_link_are_refused() -> None:
-    found = read(OBJECTS / "struct_ops.bpf.o").with_map("test_control", flags=0)
-    with pytest.raises(CompileError, match="without a link"):
-        compile(found, _tcp())
+def test_struct_ops_without_a_link() -> None:
+    """Its value is set by attaching, not by loading: setting it puts it into force."""
+    found = read(OBJECTS / "struct_ops.bpf.o")
+    assert not found.maps["old_control"].autocreate
+    found = found.with_map("old_control", autocreate=True)
+    plan = compile(found, _tcp(), relocate="python")
+    (at_load,) = [op for op in plan.ops if isinstance(op, ops.StructOpsFill)]
+    assert not at_load.register
+    assert at_load.map == plan.maps["test_control"][0]
+    register, link = plan.attach
+    assert isinstance(register, ops.StructOpsFill)
+    assert register.register
+    assert register.map == plan.maps["old_control"][0]
+    assert register.data[88:] == b"pybpf_old".ljust(16, b"\0")
+    assert isinstance(link, ops.LinkCreate)
+    assert set(plan.links) == {"test_control"}
+    assert from_bytes(to_bytes(plan)) == plan
+    assert "into force until the value is deleted" in to_text(plan)
