@@ -42,6 +42,9 @@ _POINTERS = frozenset(
 )  # fmt: skip
 
 
+_STATS = 4  # BPF_LOG_STATS
+
+
 def load_fd(
     fields: dict[str, int | bytes],
     *,
@@ -53,7 +56,8 @@ def load_fd(
 
     log_level 0: the first attempt asks for no log; a refused program is loaded again with a log.
     1, 2 and 4 (BPF_LOG_LEVEL1, LEVEL2, STATS): the log of an accepted program is appended to
-    ``log_out``. The buffer grows until the log fits, so that it is always whole.
+    ``log_out``. The buffer grows until the log fits, so that it is always whole. 4 alone costs no
+    more than no log at all; a refused program is then loaded again with 1, which says why.
 
     Raises VerifierError with the whole log where the kernel wrote one, else KernelError.
     """
@@ -75,6 +79,9 @@ def load_fd(
             # lack too: then the first errno is the honest answer.
             if error.errno == bpf.ENOSPC and size < bpf.LOG_LIMIT:
                 size = min(4 * size, bpf.LOG_LIMIT)
+                continue
+            if log_level == _STATS and cstr(log).strip():
+                first, log_level = error, _STATS | 1
                 continue
             _refused(first or error, log)
         if log_out is not None:

@@ -34,6 +34,8 @@ __all__ = ["Executor", "run"]
 # Errors of MAP_CREATE with BTF that may mean "not with BTF": map type without BTF support
 # (ENOTSUPP), kernel without BTF for it (EINVAL, E2BIG, EOPNOTSUPP).
 _BTF_ERRORS = frozenset((bpf.ENOTSUPP, bpf.EINVAL, bpf.E2BIG, 95))
+# What mapping an arena a second time fails with: EBUSY, EEXIST, EINVAL.
+_MAPPED_ALREADY = frozenset((16, 17, bpf.EINVAL))
 
 
 def run(
@@ -353,7 +355,13 @@ class Executor:
                 hint="Remove the pin or load the object that made it.",
             )
         if op.type == abi.BPF_MAP_TYPE_ARENA:
-            self._map_arena(op.dst, entries, op.extra)
+            try:
+                self._map_arena(op.dst, entries, op.extra)
+            except KernelError as error:
+                # Whoever made it may have mapped it, in this process or another; then it has the
+                # address that its programs need. The errno depends on where and on map_extra.
+                if error.errno not in _MAPPED_ALREADY:
+                    raise
 
     def _map_fill(self, op: _ops.MapFill) -> None:
         if op.map in self.reused:
