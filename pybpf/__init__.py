@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pybpf.kernel.ringbuf import RingBuffer
     from pybpf.kernel.token import Token
     from pybpf.kernel.user_ringbuf import UserRingBuffer
+    from pybpf.plan.bundle import run_bundle
     from pybpf.plan.frozen import from_bytes, to_bytes
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
@@ -80,6 +81,7 @@ _WHERE = {
     "from_bytes": "pybpf.plan.frozen",
     "read": "pybpf.elf.reader",
     "run": "pybpf.plan.run",
+    "run_bundle": "pybpf.plan.bundle",
     "to_bytes": "pybpf.plan.frozen",
 }
 
@@ -112,6 +114,7 @@ __all__ = [
     "load",
     "read",
     "run",
+    "run_bundle",
     "to_bytes",
 ]
 

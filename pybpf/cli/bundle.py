@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""``pybpf bundle``: an object compiled to a Plan file that runs on every kernel from 5.17."""
+"""``pybpf bundle``: an object compiled to a Plan file that runs on every kernel from 5.17.
+
+With a name that ends in ``.pyz`` the file also has the executor in it: ``python3 -I -S FILE.pyz``
+runs it wherever there is a Python, without pybpf (format: ``pybpf.pyz.container``).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,10 @@ __all__ = ["add", "run"]
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("object", metavar="OBJ", help="BPF object file")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="the file to write; NAME.pyz "
+        "runs by itself (python3 -I -S NAME.pyz)",
+    )
     parser.add_argument(
         "--export",
         metavar="TYPE",
@@ -43,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
     spec = edit(read_object(args.object), args)
     plan = compile(spec, relocate=args.relocate, pin_root=args.pin_root, export=args.export)
     data = to_bytes(plan)
+    if args.output.endswith(".pyz"):
+        from pybpf.pyz import build
+
+        data = build(data)
     folder = os.path.dirname(args.output) or "."
     fd, temporary = tempfile.mkstemp(dir=folder, prefix=".bundle-")
     try:

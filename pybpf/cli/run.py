@@ -3,26 +3,36 @@
 
 from __future__ import annotations
 
-import signal
-
-from pybpf.cli.common import add_edits, edit, emit, read_object
-from pybpf.errors import FormatError, UsageError
-from pybpf.plan.ops import Plan
-from pybpf.plan.run import run as run_plan
+from pybpf.cli.common import add_edits, edit, read_object
+from pybpf.errors import UsageError
+from pybpf.plan.main import execute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+
+    from pybpf.plan.ops import Plan
 
 __all__ = ["add", "load_plan", "run"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", metavar="FILE", help="Plan file (pybpf bundle) or BPF object")
-    parser.add_argument("--no-attach", action="store_true", help="load only")
+    parser.add_argument(
+        "file", metavar="FILE", help="bundle (pybpf bundle, also NAME.pyz) or BPF object"
+    )
+    parser.add_argument(
+        "--no-attach",
+        action="store_true",
+        help="load only, and end at once (with --seconds: after that time)",
+    )
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="end after S seconds instead of on a signal"
+    )
+    parser.add_argument(
+        "--pin",
+        metavar="DIR",
+        help="pin the links in this directory of a bpf filesystem, and end: programs stay attached",
     )
     parser.add_argument("--json", action="store_true", help="tell what is live as a line of JSON")
     add_edits(parser)
@@ -32,15 +42,12 @@ def load_plan(path: str, args: argparse.Namespace) -> Plan:
     """The Plan of a bundle, or one compiled from an object for the running kernel."""
     with open(path, "rb") as file:
         head = file.read(4)
-        if head != b"\x7fELF":
-            from pybpf.plan.frozen import from_bytes
+    if head != b"\x7fELF":
+        from pybpf.plan.bundle import read
 
-            if args.set or args.set_max_entries or args.disable:
-                raise UsageError("a Plan file is executed as it is.", hint="Edit when bundling.")
-            try:
-                return from_bytes(head + file.read())
-            except FormatError as exc:
-                raise exc.at(file=path) from exc.__cause__
+        if args.set or args.set_max_entries or args.disable:
+            raise UsageError("a bundle is executed as it is.", hint="Edit when bundling.")
+        return read(path)
     from pybpf.compiler.compile import compile
 
     return compile(edit(read_object(path), args))
@@ -48,29 +55,12 @@ def load_plan(path: str, args: argparse.Namespace) -> Plan:
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGINT, SIGTERM or the time given."""
-    plan = load_plan(args.file, args)
-    wanted = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    with run_plan(plan) as live:
-        if not args.no_attach:
-            live.attach()
-        if args.json:
-            emit(
-                {
-                    "object": live.name,
-                    "maps": {n: m.id for n, m in live.maps.items()},
-                    "programs": {n: p.id for n, p in live.programs.items()},
-                    "links": {n: k.id for n, k in live.links.items()},
-                }
-            )
-        else:
-            print(
-                f"{live.name}: {len(live.programs)} programs loaded, {len(live.links)} attached, "
-                f"{len(live.maps)} maps",
-                flush=True,
-            )
-        if args.seconds is not None:
-            signal.sigtimedwait(wanted, args.seconds)
-        else:
-            signal.sigwait(wanted)
-    return 0
+    if args.seconds is not None and not 0 <= args.seconds < 1 << 31:
+        raise UsageError(f"--seconds takes a number of seconds, not {args.seconds}.")
+    return execute(
+        load_plan(args.file, args),
+        attach=not args.no_attach,
+        seconds=args.seconds,
+        pin=args.pin,
+        as_json=args.json,
+    )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The frozen Plan's format, declared once with construct: for tools and tests.
+"""The formats of bundles, declared once with construct: for tools and tests.
 
-The executor reads bundles with struct alone (``pybpf.plan.frozen``); a test holds the two
+``FILE`` is the frozen Plan, ``SELF_RUNNING`` the file that has the executor too. The executor
+reads bundles with struct alone (``pybpf.plan.frozen``, ``pybpf.pyz.container``); tests hold the
 readers together. ``describe`` gives the parsed file without building a Plan.
 """
 
@@ -15,11 +16,14 @@ from construct import (
     Const,
     ConstructError,
     Error,
+    GreedyBytes,
     Int16ul,
     Int32ul,
     Int64sl,
     Int64ul,
+    NullTerminated,
     Pass,
+    RepeatUntil,
     Struct,
     Switch,
     Terminated,
@@ -29,7 +33,7 @@ from construct import (
 from pybpf.errors import FormatError
 from pybpf.plan.frozen import MAGIC
 
-__all__ = ["ENTRY", "FILE", "describe"]
+__all__ = ["ENTRY", "FILE", "SELF_RUNNING", "describe"]
 
 _BODIES = {
     b"N": Pass,
@@ -58,6 +62,30 @@ FILE = Struct(
     "length" / Int64ul,
     "sha256" / Bytes(32),
     "entries" / Array(this.count, ENTRY),
+    Terminated,
+)
+
+_LINE = NullTerminated(GreedyBytes, term=b"\n")
+
+
+def _section(letter: bytes) -> Any:
+    """zlib's compression in base64, with "!" for "J" and "~" for "M"."""
+    return Struct("mark" / Const(b"#" + letter), "packed" / _LINE)
+
+
+SELF_RUNNING = Struct(
+    "coding" / Const(b"#coding:latin-1\n"),
+    "magic" / Const(b"#pybpf bundle "),
+    "version" / NullTerminated(GreedyBytes, term=b" "),
+    "title" / _LINE,
+    # One try statement of Python; its last line is this clause.
+    "stub" / RepeatUntil(lambda line, _lines, _context: line[:18] == b"except ImportError", _LINE),
+    "plan" / _section(b"P"),
+    "code" / _section(b"c"),
+    "code_on_demand" / _section(b"d"),
+    "source" / _section(b"s"),
+    "source_on_demand" / _section(b"t"),
+    "crc" / Struct("mark" / Const(b"#"), "hex" / Bytes(8), "end" / Const(b"\n")),
     Terminated,
 )
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The second stage of a self-running bundle: gives its modules to the interpreter, and goes.
+
+It travels in the bundle, before any other module of pybpf is there, and imports none itself.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any, NoReturn
+
+    Body = CodeType | str
+
+__all__ = ["start"]
+
+
+def start(
+    modules: tuple[tuple[str, bool, Body], ...],
+    section: Callable[[int], Any],
+    later: int,
+    plan: bytes,
+    name: str,
+) -> NoReturn:
+    """Run the Plan and end the process.
+
+    modules: (name, whether it is a package, code or source), in the order in which they import
+    each other; the first is this one. section(later): {name: code or source} of those that are
+    imported on demand. name: the bundle's file, for messages.
+    """
+    from posix import _exit
+
+    if sys.version_info < (3, 11):
+        sys.stderr.write(f"{name}: a bundle needs Python 3.11 or newer.\n")
+        _exit(1)
+    known = sys.modules
+    kind = type(sys)
+    for full, package, body in modules[1:]:
+        module = known[full] = kind(full)
+        parent, _, last = full.rpartition(".")
+        if package:
+            module.__path__ = []
+        if parent:
+            setattr(known[parent], last, module)
+        exec(body, module.__dict__)
+    sys.meta_path.insert(0, _Finder(section, later))
+    status = known["pybpf.plan.main"].main(plan, sys.argv[1:], name)
+    # The interpreter is not torn down: its end takes as long as loading a small object.
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 1
+    _exit(status)
+
+
+class _Finder:
+    """Finds the modules that are imported on demand (importlib's protocol of finder and loader)."""
+
+    def __init__(self, section: Callable[[int], Any], later: int) -> None:
+        self._section = section
+        self._later = later
+        self._bodies: dict[str, Body] | None = None
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
+        if not name.startswith("pybpf."):
+            return None
+        if self._bodies is None:
+            self._bodies = self._section(self._later)
+        if name not in self._bodies:
+            return None
+        from _frozen_importlib import ModuleSpec  # type: ignore[import-not-found, unused-ignore]
+
+        return ModuleSpec(name, self)  # type: ignore[arg-type, unused-ignore]
+
+    def create_module(self, _spec: object) -> None:
+        return None
+
+    def exec_module(self, module: Any) -> None:
+        assert self._bodies is not None
+        exec(self._bodies[module.__name__], module.__dict__)

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The executor as a build product: the rooms that run a Plan, read, made lean and compiled.
+
+Which modules go in is found by following the imports of ``pybpf.plan.main``; nothing is listed
+by hand. Their sources lose what only readers and type checkers need (docstrings, annotations,
+``if TYPE_CHECKING``, asserts), and numbers of ``pybpf.sys.abi`` become constants, so that its
+names need not travel. The rooms stay the source of truth: nothing here knows what they do.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import marshal
+from importlib.util import find_spec
+
+from pybpf.pyz.canonical import canonical
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType
+    from typing import Any
+
+__all__ = ["MAIN", "Merged", "merge"]
+
+MAIN = "pybpf.plan.main"
+LOADER = "pybpf.pyz.loader"
+ROOMS = ("pybpf.errors", "pybpf.sys", "pybpf.kernel", "pybpf.plan")
+_ABI = "pybpf.sys.abi"
+
+
+class Merged:
+    """The executor's modules: ``first`` are imported at once, in order, ``later`` on demand.
+
+    Both are (name, whether it is a package, tree), ``later`` without packages; ``first`` begins
+    with the loader.
+    """
+
+    def __init__(
+        self,
+        first: tuple[tuple[str, bool, ast.Module], ...],
+        later: tuple[tuple[str, ast.Module], ...],
+    ) -> None:
+        self.first = first
+        self.later = later
+
+    def sources(self) -> tuple[bytes, bytes]:
+        """(first, later) marshalled as sources, for any Python from 3.11."""
+        first = tuple((name, package, ast.unparse(tree)) for name, package, tree in self.first)
+        later = {name: ast.unparse(tree) for name, tree in self.later}
+        # Version 2 is what every Python reads.
+        return marshal.dumps(first, 2), marshal.dumps(later, 2)
+
+    def code(self) -> tuple[bytes, bytes]:
+        """(first, later) marshalled as byte code of the Python that runs this; its line numbers
+        are the rooms'."""
+        first = tuple((name, package, _compile(name, tree)) for name, package, tree in self.first)
+        return canonical(first), canonical({n: _compile(n, t) for n, t in self.later})
+
+
+def _compile(name: str, tree: ast.Module) -> CodeType:
+    path = name.replace(".", "/") + ".py"
+    for node in ast.walk(tree):
+        if hasattr(node, "lineno"):
+            # Lines are enough: columns would double the code.
+            node.col_offset = node.end_col_offset = 0  # type: ignore[attr-defined]
+            node.end_lineno = node.lineno  # type: ignore[attr-defined]
+    return compile(tree, path, "exec", dont_inherit=True, optimize=2)
+
+
+def merge() -> Merged:
+    """Read, follow and slim the executor's modules."""
+    trees: dict[str, ast.Module] = {}
+    first: list[str] = []
+    _follow(MAIN, trees, first)
+    later: list[str] = []
+    waiting = list(first)
+    while waiting:
+        for name in _imports(trees[waiting.pop(0)], nested=True):
+            if name not in trees:
+                new: list[str] = []
+                _follow(name, trees, new)
+                later += new
+                waiting += new
+    lean = {name: _lean(tree) for name, tree in trees.items()}
+    needed = [name for name in first if name != _ABI or _used(_ABI, lean, first)]
+    packages = {name.rpartition(".")[0] for name in trees}
+    return Merged(
+        (
+            (LOADER, False, _lean(_parse(LOADER))),
+            *((name, name in packages, lean[name]) for name in needed),
+        ),
+        tuple((name, lean[name]) for name in sorted({*later, *first} - {*needed})),
+    )
+
+
+def _used(name: str, lean: dict[str, ast.Module], by: list[str]) -> bool:
+    return any(name in _imports(lean[other], nested=False) for other in by)
+
+
+def _parse(name: str) -> ast.Module:
+    spec = find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"there is no module {name}")
+    source = spec.loader.get_source(name)  # type: ignore[attr-defined]
+    if source is None:
+        raise ImportError(f"the source of {name} is needed to make a bundle, and is not there")
+    tree: ast.Module = ast.parse(source)
+    return tree
+
+
+def _inside(name: str) -> bool:
+    return any(name == room or name.startswith(room + ".") for room in ROOMS)
+
+
+def _follow(name: str, trees: dict[str, ast.Module], order: list[str]) -> None:
+    """Add ``name`` and what it imports at its top to ``order``, what is imported first first."""
+    if name in trees:
+        return
+    parent = name.rpartition(".")[0]
+    if parent == "pybpf":
+        # Names of the package itself are not used by the executor.
+        if parent not in trees:
+            trees[parent] = ast.parse("")
+            order.append(parent)
+    else:
+        _follow(parent, trees, order)
+    trees[name] = _parse(name)
+    for other in _imports(trees[name], nested=False):
+        _follow(other, trees, order)
+    order.append(name)
+
+
+def _imports(tree: ast.AST, *, nested: bool) -> list[str]:
+    """Modules of the rooms that a module imports: at its top, or anywhere."""
+    found: list[str] = []
+    for node in _statements(tree, nested):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if _inside(alias.name)]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module != "__future__":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if _inside(whole) and _is_module(whole):
+                    found.append(whole)
+                elif _inside(node.module):
+                    found.append(node.module)
+    return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is a module and no package
+        return False
+
+
+def _statements(node: ast.AST, nested: bool) -> list[ast.stmt]:
+    """Statements below ``node``, without those under TYPE_CHECKING; functions only if asked."""
+    found: list[ast.stmt] = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and _only_for_types(child.test):
+            continue
+        if isinstance(child, ast.stmt):
+            found.append(child)
+        if nested or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found += _statements(child, nested)
+    return found
+
+
+def _only_for_types(test: ast.expr) -> bool:
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+
+
+# --- making lean ------------------------------------------------------------------------------
+
+
+def _lean(tree: Any) -> Any:
+    """The module without what only readers and type checkers need."""
+    tree = _Lean(_aliases(tree)).visit(tree)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    done: ast.Module = ast.fix_missing_locations(_Unused(used).visit(tree))
+    return done
+
+
+def _aliases(tree: ast.Module) -> dict[str, Any]:
+    """Names under which a module knows pybpf.sys.abi."""
+    module = importlib.import_module(_ABI)
+    return {
+        alias.asname or alias.name: module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "pybpf.sys"
+        for alias in node.names
+        if alias.name == "abi"
+    }
+
+
+class _Lean(ast.NodeTransformer):
+    def __init__(self, constants: dict[str, Any]) -> None:
+        self._constants = constants
+
+    def _body(self, node: Any) -> Any:
+        self.generic_visit(node)
+        if not node.body:
+            node.body = [ast.Pass()]
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        node.returns = None
+        return self._body(node)
+
+    visit_ClassDef = visit_With = visit_For = visit_While = _body
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_If(self, node: ast.If) -> Any:
+        if _only_for_types(node.test):
+            return [self.visit(one) for one in node.orelse]
+        return self._body(node)
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        if isinstance(node.value, ast.Constant):
+            return None  # a docstring
+        return self.generic_visit(node)
+
+    def visit_Assert(self, _node: ast.Assert) -> None:
+        return None
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        if node.value is None:
+            return None
+        new = ast.Assign(targets=[node.target], value=node.value)
+        return self.generic_visit(ast.copy_location(new, node))
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if names & {"TYPE_CHECKING", "__all__"}:
+            return None
+        return self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
+        return None if node.module == "__future__" else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        if isinstance(node.value, ast.Name) and node.value.id in self._constants:
+            value = getattr(self._constants[node.value.id], node.attr)
+            if type(value) in (int, str):
+                return ast.copy_location(ast.Constant(value), node)
+        return self.generic_visit(node)
+
+
+class _Unused(ast.NodeTransformer):
+    """Takes imports of pybpf.sys.abi away that nothing uses any more."""
+
+    def __init__(self, used: set[str]) -> None:
+        self._used = used
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
+        if node.module == "pybpf.sys":
+            node.names = [
+                alias
+                for alias in node.names
+                if alias.name != "abi" or (alias.asname or alias.name) in self._used
+            ]
+        return node if node.names else None
