@@ -11,6 +11,7 @@ from pybpf.errors import KernelError, PybpfError
 __all__ = [
     "ConfigError",
     "HandoverError",
+    "ImageError",
     "KernelError",
     "LockoutError",
     "PreflightError",
@@ -25,6 +26,10 @@ class RestrictError(PybpfError):
 
 class ConfigError(RestrictError):
     """A configuration file or an option says something that cannot be used."""
+
+
+class ImageError(RestrictError):
+    """A disk or an image is not what it must be: its partition table, hash tree or signature."""
 
 
 class PreflightError(RestrictError):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Early boot: what PID 1 does in an initramfs, from the first mount to the real init.
 
-    mounts → modules → configuration's files → certificates → check → seccomp filter → enable with
-    the initramfs trusted → signed root by the device mapper → mount → trust window closed → switch
-    root → exec
+    mounts → modules → configuration's files → image found → certificates → check → seccomp filter
+    → enable with the initramfs trusted → signed image by the device mapper → mount → trust window
+    closed → switch root → exec
 
 Everything is read and imported before the initramfs goes. A failure before the policy is armed
 undoes the policy (a seccomp filter stays with its process); after it, enforcement stays on while
@@ -22,7 +22,9 @@ import time
 
 from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight, seccomp, serve
 from restrict.devmapper import DeviceMapper
+from restrict.disks import Disk, open_image, waiting
 from restrict.errors import ConfigError, KernelError, RestrictError, describe
+from restrict.images import SIGNATURE_KEY, read_bytes, which_filesystem
 from restrict.kmsg import Console
 from restrict.modules import insmod
 
@@ -32,11 +34,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from restrict.config import InitConfig
+    from restrict.disks import Image
     from restrict.fsaccess import Policy
 
 __all__ = ["boot", "main", "mount_basics", "resume"]
 
 _NEW_ROOT = "/sysroot"
+_CARRIER = "/run/restrict/carrier"
 _NOSUID_NODEV_NOEXEC = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
 _BASICS = (
     ("proc", "/proc", _NOSUID_NODEV_NOEXEC, ""),
@@ -56,32 +60,6 @@ def mount_basics() -> None:
         mounts.ensure(fstype, target, flags, data)
 
 
-def _read_bytes(path: str, what: str, most: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as e:
-        raise ConfigError(f"the {what} cannot be read: {e.strerror}.", file=path) from None
-    if not data or len(data) > most:
-        raise ConfigError(f"the {what} has {len(data)} bytes; 1 to {most} are possible.", file=path)
-    return data
-
-
-def _wait_for(paths: list[str], seconds: int) -> None:
-    """Wait until devtmpfs shows the block devices."""
-    deadline = time.monotonic() + seconds
-    while True:
-        missing = [path for path in paths if not os.path.exists(path)]
-        if not missing:
-            return
-        if time.monotonic() >= deadline:
-            raise RestrictError(
-                f"no device {', '.join(missing)} after {seconds} s.",
-                hint="List the modules of its driver and bus in the configuration.",
-            )
-        time.sleep(0.02)
-
-
 def _certificates(found: list[tuple[str, bytes]]) -> str:
     """Fill and restrict the .dm-verity keyring; says what was done."""
     ring = keyring.find_keyring()
@@ -97,19 +75,57 @@ def _certificates(found: list[tuple[str, bytes]]) -> str:
     return f"{keyring.DM_VERITY} left as it is"
 
 
-def _activate(settings: InitConfig, signature: bytes) -> str:
-    """The signed root as a mapped device; the path of its node."""
-    key = keyring.add_user_key(config.SIGNATURE_KEY, signature)
+def _command_line() -> str:
+    try:
+        with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:  # no root hash is chosen there then
+        return ""
+
+
+def _activate(name: str, image: Image) -> str:
+    """The signed image as a mapped device; the path of its node."""
+    key = keyring.add_user_key(SIGNATURE_KEY, image.signature)
     try:
         with DeviceMapper() as mapper:
-            return mapper.activate(settings.name, settings.verity).path
+            return mapper.activate(name, image.verity).path
+    except KernelError as e:
+        raise e.at(image=image.where, certificate=image.fingerprint or None) from None
     finally:
         keyring.unlink(key)  # the kernel has verified it by now; nothing needs it again
 
 
-def _deactivate(settings: InitConfig) -> None:
+def _deactivate(name: str) -> None:
     with DeviceMapper() as mapper:
-        mapper.remove(settings.name)
+        mapper.remove(name)
+
+
+def _mount_image(settings: InitConfig, image: Image, node: str) -> None:
+    """The new root on _NEW_ROOT: the image itself, or, around a /usr image, what root= says."""
+    kind = settings.filesystem
+    if kind == "auto":
+        with Disk(node) as disk:
+            kind = which_filesystem(disk.read(0, 2048))
+    if image.part == "root":
+        mounts.mount(node, _NEW_ROOT, kind, mounts.MS_RDONLY, settings.options)
+        return
+    if settings.root is None:
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV
+        mounts.mount("tmpfs", _NEW_ROOT, "tmpfs", flags, "mode=0755")
+    else:
+        device, root_kind, options = settings.root
+        flags = 0
+        if "ro" in options.split(","):
+            flags = mounts.MS_RDONLY
+            options = ",".join(word for word in options.split(",") if word != "ro")
+        mounts.mount(device, _NEW_ROOT, root_kind, flags, options)
+    try:
+        mounts.usr_root(_NEW_ROOT)
+        mounts.mount(node, f"{_NEW_ROOT}/usr", kind, mounts.MS_RDONLY, settings.options)
+        mounts.usr_root(_NEW_ROOT, links=True)
+    except BaseException:
+        mounts.unmount(_NEW_ROOT, lazy=True)
+        raise
 
 
 def _preload() -> None:
@@ -154,10 +170,20 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     # Files of the initramfs are read now: a mistake in them is found before anything is armed.
     step("files")
     plan = fsaccess.load_plan(settings.plan)
-    signature = _read_bytes(settings.signature, "signature", 32767)
-    certificates = [(c, _read_bytes(c, "certificate", 65536)) for c in settings.certificates]
+    certificates = [(c, read_bytes(c, "certificate", 65536)) for c in settings.certificates]
     step("devices")
-    _wait_for(list({settings.verity.data: 0, settings.verity.hash: 0}), settings.wait)
+    wait = waiting(settings.wait)
+    if settings.carrier is not None:
+        device, kind, options = settings.carrier
+        while not os.path.exists(device) and wait():
+            pass
+        os.makedirs(_CARRIER, exist_ok=True)
+        mounts.mount(device, _CARRIER, kind, mounts.MS_RDONLY | _NOSUID_NODEV_NOEXEC, options)
+    step("image")
+    image = open_image(settings, _command_line(), wait)
+    for note in image.notes:
+        say(note)
+    say(f"{image.part} image on {image.where}, root hash {image.verity.root_hash}")
     step("keyring")
     say(_certificates(certificates))
     step("check")
@@ -186,11 +212,13 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     )
 
     step("root")
-    node = _activate(settings, signature)
+    name = settings.name or image.part
+    node = _activate(name, image)
+    image.close()
     try:
         os.makedirs(_NEW_ROOT, exist_ok=True)
         step("mount")
-        mounts.mount(node, _NEW_ROOT, settings.filesystem, mounts.MS_RDONLY, settings.options)
+        _mount_image(settings, image, node)
         try:
             step("new root")
             mounts.check_new_root(_NEW_ROOT, settings.move)
@@ -199,9 +227,9 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
             mounts.unmount(_NEW_ROOT, lazy=True)
             raise
     except BaseException:
-        _deactivate(settings)
+        _deactivate(name)
         raise
-    say(f"signed root {settings.verity.root_hash[:16]}… is mounted from {node}")
+    say(f"signed {image.part} {image.verity.root_hash[:16]}… is mounted from {node}")
 
     # The record asks the kernel for tags; do it while nothing irreversible has happened.
     step("hand over")
@@ -320,5 +348,3 @@ def _say(console: Console | None, text: str, priority: int = 5) -> None:
         console.say(text, priority=priority)
     else:
         print(f"restrict: {text}", file=sys.stderr)
-
-

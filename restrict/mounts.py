@@ -27,6 +27,7 @@ __all__ = [
     "parse_mountinfo",
     "switch_root",
     "unmount",
+    "usr_root",
 ]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -213,6 +214,37 @@ def check_new_root(new_root: str, moved: tuple[str, ...] = _MOVED) -> None:
                 mount=new_root,
                 hint=f"Add an empty directory {path} to the image.",
             )
+
+
+# What / has when everything else is in /usr: file-hierarchy(7), and Debian's merged /usr.
+_USR_LINKS = ("bin", "sbin", "lib", "lib64")
+_USR_FOLDERS = (
+    ("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("root", 0o700), ("run", 0o755),
+    ("sys", 0o555), ("tmp", 0o1777), ("usr", 0o755), ("var", 0o755),
+)  # fmt: skip
+
+
+def usr_root(root: str, *, links: bool = False) -> None:
+    """Make what is missing of a root directory that has its programs in /usr.
+
+    links: make the links into /usr too, once it is mounted (those whose target is there).
+    Raises KernelError; a read-only root that has everything is fine.
+    """
+    try:
+        for name, mode in () if links else _USR_FOLDERS:
+            if not os.path.isdir(f"{root}/{name}"):
+                os.mkdir(f"{root}/{name}")
+                os.chmod(f"{root}/{name}", mode)  # whatever the umask
+        for name in _USR_LINKS if links else ():
+            if os.path.isdir(f"{root}/usr/{name}") and not os.path.lexists(f"{root}/{name}"):
+                os.symlink(f"usr/{name}", f"{root}/{name}")
+    except OSError as e:
+        raise KernelError(
+            f"the root directory cannot be completed: {os.strerror(e.errno or 0)}.",
+            errno=e.errno or 0,
+            call="mkdir",
+            mount=e.filename,
+        ) from None
 
 
 def in_initramfs(table: list[Mount] | None = None) -> bool:

@@ -278,6 +278,7 @@ def test_config() -> None:
     assert not found.audit
     assert found.deny_poke
     assert not config.parse(CONFIG + "ptrace_poke = allow\n").deny_poke
+    assert found.verity is not None
     line = found.verity.target()
     assert line.length == 800
     assert line.params == (
@@ -288,6 +289,7 @@ def test_config() -> None:
 
 def test_config_with_a_hash_device_of_its_own() -> None:
     found = config.parse(CONFIG + "hash = /dev/vdb\n")
+    assert found.verity is not None
     assert (found.verity.hash, found.verity.hash_start) == ("/dev/vdb", 0)
 
 
@@ -298,8 +300,8 @@ def test_config_with_a_hash_device_of_its_own() -> None:
         ("colour = red", "no key 'colour'"),
         ("nonsense", "no `key = value`"),
         ("mode = lenient", "none of exec, audit"),
-        ("filesystem = fuse", "none of erofs"),
-        ("filesystem = btrfs", "none of erofs"),
+        ("filesystem = fuse", "none of auto, erofs"),
+        ("filesystem = btrfs", "none of auto, erofs"),
         ("hash = vdb", "not an absolute path"),
         ("plan = /etc/../x", "not an absolute path"),
         ("data_block_size = 1000", "no power of 2"),
@@ -319,10 +321,59 @@ def test_config_mistakes_are_told(line: str, message: str) -> None:
     assert "init.conf" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["data", "data_blocks", "root_hash", "signature", "init"])
+@pytest.mark.parametrize("key", ["root_hash", "signature", "init"])
 def test_config_needs(key: str) -> None:
     text = "\n".join(x for x in CONFIG.splitlines() if not x.startswith(f"{key} ="))
     with pytest.raises(ConfigError, match=f"{key} must be given"):
+        config.parse(text)
+
+
+IMAGE = "init = /sbin/init\n"
+PLAIN = f"{IMAGE}data = /dev/vda\nroot_hash = {'ab' * 32}\nsignature = /s\n"
+
+
+def test_config_of_an_image_needs_no_more_than_an_init() -> None:
+    found = config.parse(IMAGE)
+    assert (found.image, found.part, found.data, found.verity) == ("", "", "", None)
+    assert (found.filesystem, found.root, found.command_line) == ("auto", None, True)
+
+
+def test_config_of_images(tmp_path: Path) -> None:
+    (tmp_path / "x.usrhash").write_text("AB" * 32 + "\n")
+    found = config.parse(
+        f"{IMAGE}image = /run/restrict/carrier/x.raw\npart = usr\ncommand_line = no\n"
+        "carrier = /dev/vda1 ext4 noload\nroot = /dev/vdb btrfs\n"
+        f"root_hash = {tmp_path}/x.usrhash\n"
+    )
+    assert (found.image, found.part, found.command_line) == (
+        "/run/restrict/carrier/x.raw", "usr", False,
+    )  # fmt: skip
+    assert found.carrier == ("/dev/vda1", "ext4", "noload")
+    assert found.root == ("/dev/vdb", "btrfs", "")
+    assert found.root_hash == "ab" * 32
+    found = config.parse(PLAIN + "hash = /dev/vdb\n")
+    assert (found.verity, found.hash, found.hash_offset) == (None, "/dev/vdb", 0)
+    assert config.parse(PLAIN + "hash_offset = 4096\n").hash_offset == 4096
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (IMAGE + "data_blocks = 5\n", "data_blocks says nothing without data"),
+        (IMAGE + "salt = aa\n", "salt says nothing without data"),
+        (IMAGE + "image = vda\n", "not an absolute path"),
+        (IMAGE + "part = home\n", "none of root, usr"),
+        (IMAGE + "carrier = /dev/vda\n", "DEVICE TYPE"),
+        (IMAGE + "root = overlay\n", "DEVICE TYPE"),
+        (IMAGE + "root_hash = /nowhere\n", "cannot be read"),
+        (PLAIN, "hash, hash_offset or data_blocks must be given"),
+        (PLAIN + "image = auto\n", "two ways"),
+        (PLAIN + "hash = /dev/vdb\nsalt = aa\n", "in the superblock"),
+        (PLAIN + "data_blocks = 3\nhash_offset = 1\n", "of a superblock"),
+    ],
+)
+def test_config_contradictions_are_told(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         config.parse(text)
 
 

@@ -148,15 +148,22 @@ def resumed(times: int, then: str = HARNESS) -> str:
 
 
 def configuration(run: Mapping[str, Any], init: str = HARNESS, **changes: str) -> str:
-    """The text of init.conf for the disk ``root`` of the run; a change to "" drops a key."""
-    image = run["images"]["root"]
-    letter = "abcdefghijkl"[list(run["images"]).index("root")]
-    values = {
-        "data": f"/dev/vd{letter}",
-        "data_blocks": str(image["blocks"]),
-        "root_hash": image["root_hash"],
-        "salt": image["salt"],
-        "signature": "/etc/restrict/root.p7s",
+    """The text of init.conf for the disk ``root`` of the run; a change to "" drops a key.
+
+    Without an image ``root`` (a scenario with disks of its own) it does not say what to open.
+    """
+    values = {}
+    if "root" in run["images"]:
+        image = run["images"]["root"]
+        letter = "abcdefghijkl"[list(run["images"]).index("root")]
+        values = {
+            "data": f"/dev/vd{letter}",
+            "data_blocks": str(image["blocks"]),
+            "root_hash": image["root_hash"],
+            "salt": image["salt"],
+            "signature": "/etc/restrict/root.p7s",
+        }
+    values |= {
         "plan": "/etc/restrict/fsaccess.plan",
         "init": init,
         "wait": "20",
@@ -178,10 +185,12 @@ def files(
     init: str = HARNESS,
     signature: bytes | None = None,
     gate: bool = False,
-    **changes: str,
+    changes: Mapping[str, str] | None = None,
+    **more: str,
 ) -> dict[str, bytes]:
     """The initramfs' files. On the host only: the plan is compiled here.
 
+    changes, more: what else the configuration says.
     gate: with the programs that let nobody but the owner change device-mapper tables.
     """
     from pybpf.plan.frozen import to_bytes
@@ -189,12 +198,13 @@ def files(
     from tests.vm.programs import program
 
     text = _INIT.format(plan=PLAN)
-    given = bytes.fromhex(run["images"]["root"]["signature"]) if signature is None else signature
+    if signature is None:
+        signature = bytes.fromhex(run["images"].get("root", {}).get("signature", ""))
     return {
         "init": text.encode(),
         "probe": program(),
-        "etc/restrict/init.conf": configuration(run, init, **changes).encode(),
+        "etc/restrict/init.conf": configuration(run, init, **{**(changes or {}), **more}).encode(),
         "etc/restrict/fsaccess.plan": to_bytes(bundle.build(gate_device_mapper=gate)),
-        "etc/restrict/root.p7s": given,
+        "etc/restrict/root.p7s": signature,
         "etc/restrict/certificate.der": run["certificate"],
     }

@@ -16,6 +16,7 @@ from tests.vm.outcome import Expected, Outcome
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
 __all__ = ["ALL_LANES", "Case", "Content", "Drive", "Guest", "Node", "Scenario", "Symlink"]
@@ -109,10 +110,12 @@ class Scenario:
     *append* goes on the kernel command line.  *root* is ``signed`` (the system's signed erofs
     image; PID 1 has switched root) or ``initramfs``.  *keyring* false leaves 7.3's
     ``.dm-verity`` keyring empty and open, which needs ``root="initramfs"``.  *initramfs*, if
-    given, is called on the host as ``initramfs(lane, images)`` and gives the files of the
-    initramfs with an ``init`` of its own among them; what it boots in the end must execute
-    ``/project/tools/guest/inside/harness.py`` as PID 1.  *tolerate* is a regular expression for
-    lines of kernel trouble (WARNING, BUG …) that do not make a case fail.
+    given, is called on the host as ``initramfs(context)`` and gives the files of the initramfs
+    with an ``init`` of its own among them, or the whole initramfs as bytes; what it boots in the
+    end must execute ``/project/tools/guest/inside/harness.py`` as PID 1.  *disks* are further
+    read-only disks, by their serial numbers: functions that make a file on the host; one named
+    ``root`` takes the place of the signed system that an *initramfs* of one's own gets.  *append*
+    and *disks* are called on the host only.  *tolerate* is a regular expression for lines of kernel trouble (WARNING, BUG …) that do not make a case fail.
     """
 
     def __init__(
@@ -120,12 +123,13 @@ class Scenario:
         name: str,
         *,
         lanes: Sequence[str] = ALL_LANES,
-        append: str = "",
+        append: str | Callable[[], str] = "",
         drives: Mapping[str, Drive] | None = None,
         memory: int = 1024,
         root: str = "signed",
         keyring: bool = True,
-        initramfs: Callable[..., Mapping[str, bytes]] | None = None,
+        initramfs: Callable[..., Mapping[str, bytes] | bytes] | None = None,
+        disks: Mapping[str, Callable[[], Path]] | None = None,
         tolerate: str = "",
         timeout: float = 420.0,
     ) -> None:
@@ -133,6 +137,7 @@ class Scenario:
         self.lanes = tuple(lanes)
         self.append = append
         self.drives = dict(drives or {})
+        self.disks = dict(disks or {})
         self.memory = memory
         self.root = root
         self.keyring = keyring

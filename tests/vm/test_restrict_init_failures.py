@@ -110,7 +110,7 @@ unknown_key = _failing(
     "unknown-key", "configuration", "no key 'colour'", armed=False, changes={"colour": "red"}
 )
 no_device = _failing(
-    "no-device", "devices", "no device /dev/vdz after 1 s", armed=False,
+    "no-device", "image", "no device /dev/vdz after 1 s", armed=False,
     changes={"data": "/dev/vdz", "hash_start": "1", "wait": "1"},
 )  # fmt: skip
 missing_prerequisite = _failing(

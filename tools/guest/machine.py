@@ -90,7 +90,7 @@ class Guest:
         drives: Mapping[str, Path] | None = None,
         files: Mapping[str, bytes] | None = None,
         keyring: bool | None = None,
-        initramfs: Callable[..., Mapping[str, bytes]] | None = None,
+        initramfs: Callable[..., Mapping[str, bytes] | bytes] | None = None,
     ) -> None:
         self.lane = lane
         self.tools: Toolbox = toolbox()
@@ -119,11 +119,16 @@ class Guest:
 
     def _initrd(self, folder: Path, run: dict[str, object]) -> Path:
         path = folder / "initrd"
+        given: Mapping[str, bytes] | bytes = {}
+        if self.initramfs is not None:
+            given = self.initramfs({**run, "certificate": signer(self.tools).der()})
+            if isinstance(given, bytes):  # the whole of it, made by somebody else
+                path.write_bytes(given)
+                return path
         with open(path, "wb") as out:
             with open(base_segment(self.tools, self.lane, self.kernel), "rb") as base:
                 shutil.copyfileobj(base, out)
             if self.initramfs is not None:
-                given = self.initramfs({**run, "certificate": signer(self.tools).der()})
                 out.write(given_segment(given, project_tree(self.tools)))
             else:
                 out.write(run_segment(self.tools, run, self.files, project_tree(self.tools)))
@@ -144,7 +149,8 @@ class Guest:
     ) -> list[str]:
         """The qemu command line; writes what it names into *folder*."""
         if self.initramfs is not None:
-            self.images["root"] = combined_image(self.tools)
+            if "root" not in self.drives:
+                self.images["root"] = combined_image(self.tools)
         elif self.root == "signed":
             self.images.update(self._signed_images())
         disks = {name: image.path for name, image in self.images.items()}

@@ -72,7 +72,8 @@ class Boot:
         guest = Guest(
             self.lane,
             root=scenario.root,
-            append=scenario.append,
+            append=scenario.append if isinstance(scenario.append, str) else scenario.append(),
+            drives={name: make() for name, make in scenario.disks.items()},
             memory=scenario.memory,
             keyring=scenario.keyring and self.lane.dm_verity_keyring,
             initramfs=scenario.initramfs,
