@@ -115,7 +115,8 @@ class Scenario:
     end must execute ``/project/tools/guest/inside/harness.py`` as PID 1.  *disks* are further
     read-only disks, by their serial numbers: functions that make a file on the host; one named
     ``root`` takes the place of the signed system that an *initramfs* of one's own gets.  *append*
-    and *disks* are called on the host only.  *tolerate* is a regular expression for lines of kernel trouble (WARNING, BUG …) that do not make a case fail.
+    and *disks* are called on the host only.  *tolerate* is a regular expression for lines
+    of kernel trouble (WARNING, BUG …) that do not make a case fail.
     """
 
     def __init__(
