@@ -285,8 +285,10 @@ def enable(
     *,
     audit: bool = False,
     owner: int | None = None,
+    owner_ticks: int | None = None,
     initramfs_dev: int = 0,
     status_pin: str | None = PIN,
+    settings: Mapping[str, int] | None = None,
     before_arm: Callable[[Object], None] | None = None,
     pin: Callable[[Object, dict[str, Link], Link | None], None] | None = None,
     step: Callable[[str], None] = lambda name: None,
@@ -294,7 +296,9 @@ def enable(
     """Load, attach, guard and arm; the returned Policy owns everything that stays open.
 
     owner: tgid that passes the guard and that nobody may attach to (default: this process).
+    owner_ticks: when it started, in clock ticks since boot (default: asked of /proc).
     initramfs_dev: kernel number of a superblock to trust until ``close_window`` (0: none).
+    settings: further globals, by name (kept, generation, the deputy).
     before_arm: called with the attached, inert object; what it raises stops and undoes all.
     pin: called with the object, its links and the status' link, to make what keeps them without
     this process; what it made is its own to undo if something fails later.
@@ -314,7 +318,9 @@ def enable(
         step(name)
         tgid = os.getpid() if owner is None else owner
         places = offsets_of(plan.variables)
-        ticks = 0 if tgid == 1 else start_ticks(tgid)
+        ticks = owner_ticks
+        if ticks is None:
+            ticks = 0 if tgid == 1 else start_ticks(tgid)
         obj = run(plan)
         bss = obj.maps[".bss"]
         size = int(bss.info()["value_size"])
@@ -327,6 +333,8 @@ def enable(
             values.set("initramfs_dev", initramfs_dev)
             values.set("owner_start_ticks", ticks)
             values.set("owner_tgid", tgid)
+            for key, value in (settings or {}).items():
+                values.set(key, value)
 
         name = "attach"
         step(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The globals of fsaccess: the guard's ids, the switch, the trust window.
+"""The globals of a policy: the guard's ids, the switch, the trust window.
 
 They are the .bss map of the object. It is mapped into memory only for the moment of a store and
 unmapped at once: what stays mapped can be found and written through /proc/PID/mem.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-__all__ = ["GLOBALS", "Globals", "offsets_of", "start_ticks"]
+__all__ = ["COMMON", "GLOBALS", "Globals", "offsets_of", "start_ticks"]
 
 # name → size of one element; arrays are told by the Plan's size of the variable.
 GLOBALS = {
@@ -28,17 +28,30 @@ GLOBALS = {
     "initramfs_dev": 4,
     "owner_tgid": 4,
     "owner_start_ticks": 8,
+    "deputy_tgid": 4,
+    "deputy_start_ticks": 8,
+    "generation": 4,
+    "kept": 4,
+    "guard_births": 4,
     "guard_map_ids": 4,
     "guard_program_ids": 4,
     "guard_link_ids": 4,
 }
-_SCALARS = ("armed", "audit", "initramfs_dev", "owner_tgid", "owner_start_ticks")
+# Those that every policy has (bpf/common/state.h).
+COMMON = {
+    name: width for name, width in GLOBALS.items() if name not in ("initramfs_dev", "guard_births")
+}
 
 
-def offsets_of(variables: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[int, int]]:
-    """{name: (offset, size)} of the globals in .bss, from a Plan's ``variables``."""
+def offsets_of(
+    variables: Mapping[str, tuple[object, ...]], names: Mapping[str, int] = GLOBALS
+) -> dict[str, tuple[int, int]]:
+    """{name: (offset, size)} of the globals in .bss, from a Plan's ``variables``.
+
+    names: those of the policy, with the size of an element; fsaccess' unless told otherwise.
+    """
     found = {}
-    for name, width in GLOBALS.items():
+    for name, width in names.items():
         if name not in variables:
             raise RestrictError(f"the plan has no variable {name!r}; it is of another policy.")
         where, offset, size = variables[name][:3]
@@ -51,7 +64,7 @@ def offsets_of(variables: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[i
 
 def check_place(name: str, offset: int, size: int, width: int) -> None:
     """Refuse a place that one aligned store of ``width`` bytes cannot reach."""
-    whole = size == width if name in _SCALARS else size > 0 and size % width == 0
+    whole = size > 0 and size % width == 0 if name.endswith("_ids") else size == width
     if not whole or offset < 0 or offset % width:
         raise RestrictError(
             f"the variable {name!r} has {size} bytes at {offset}, not elements of {width}."

@@ -78,8 +78,9 @@ class Status:
     """
 
     __slots__ = (
-        "armed", "attached", "audit", "counters", "devices", "guard", "initramfs_dev", "owner",
-        "owner_start_ticks", "poke", "poke_refused", "truncated",
+        "armed", "attached", "audit", "counters", "deputy", "deputy_start_ticks", "devices",
+        "events_map", "generation", "guard", "initramfs_dev", "kept", "owner",
+        "owner_start_ticks", "poke", "poke_refused", "truncated", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -89,6 +90,12 @@ class Status:
         self.initramfs_dev = 0
         self.owner = 0
         self.owner_start_ticks = 0
+        self.deputy = 0
+        self.deputy_start_ticks = 0
+        self.version = 0
+        self.generation = 0
+        self.kept = 0
+        self.events_map = 0
         self.guard: dict[str, list[int]] = {"map": [], "program": [], "link": []}
         self.counters: dict[str, dict[str, int]] = {}
         self.devices: list[TrustedDevice] = []
@@ -148,9 +155,11 @@ def _line(status: Status, words: list[str]) -> None:
         setattr(status, key, words[1] == "1")
     elif key == "initramfs_dev":
         status.initramfs_dev = _dev(words[1])
-    elif key == "owner":
-        status.owner = int(words[1])
-        status.owner_start_ticks = int(_pairs(words[2:]).get("start_ticks", "0"))
+    elif key in ("owner", "deputy"):
+        setattr(status, key, int(words[1]))
+        setattr(status, f"{key}_start_ticks", int(_pairs(words[2:]).get("start_ticks", "0")))
+    elif key in ("version", "generation", "kept", "events_map"):
+        setattr(status, key, int(words[1]))
     elif key.startswith("guard_") and key[6:] in status.guard:
         if words[1] != "0":
             status.guard[key[6:]].append(int(words[1]))

@@ -8,14 +8,18 @@
 
 #include "report.h"
 
-static __always_inline bool is_owner(const struct task_struct *task)
+static __always_inline bool is_process(const struct task_struct *task, u32 tgid, u64 start_ticks)
 {
-	u32 tgid = owner_tgid;
-
 	if (!tgid || (u32)task->tgid != tgid)
 		return false;
 	return tgid == 1 ||
-	       task->group_leader->start_boottime / NS_PER_CLOCK_TICK == owner_start_ticks;
+	       task->group_leader->start_boottime / NS_PER_CLOCK_TICK == start_ticks;
+}
+
+static __always_inline bool is_owner(const struct task_struct *task)
+{
+	return is_process(task, owner_tgid, owner_start_ticks) ||
+	       is_process(task, deputy_tgid, deputy_start_ticks);
 }
 
 /* Who may have fds beside the owner; a policy may define another answer before it includes this. */
@@ -30,6 +34,39 @@ static __always_inline bool is_listed(const volatile u32 *ids, u32 count, u32 id
 			return true;
 	return false;
 }
+
+#ifdef GUARDS_BIRTHS
+static __always_inline bool is_newborn(u64 address)
+{
+	return bpf_map_lookup_elem(&births, &address) != NULL;
+}
+
+/* Notes what is being made at this address, and refuses its making if that fails: what cannot be
+ * guarded is better not made. */
+static __always_inline int note_birth(u64 address)
+{
+	u32 one = 1;
+
+	if (armed && guard_births && is_owner(bpf_get_current_task_btf()))
+		return bpf_map_update_elem(&births, &address, &one, BPF_ANY) ? -EPERM : 0;
+	bpf_map_delete_elem(&births, &address);
+	return 0;
+}
+
+/* lsm/bpf_map_create. */
+static __always_inline int guard_map_birth(u64 *ctx)
+{
+	return note_birth(ctx[0]);
+}
+
+/* lsm/bpf_prog_load. The program itself may be moved while it is loaded; aux stays. */
+static __always_inline int guard_program_birth(u64 *ctx)
+{
+	return note_birth((u64)cast_to(ctx[0], struct bpf_prog)->aux);
+}
+#else
+#define is_newborn(address) false
+#endif
 
 static __always_inline int guard(u32 operation, u32 reason, u32 id)
 {
@@ -47,7 +84,7 @@ static __always_inline int guard_map(u64 *ctx)
 {
 	u32 id = cast_to(ctx[0], struct bpf_map)->id;
 
-	if (!armed || !is_listed(guard_map_ids, POLICY_MAX_MAPS, id))
+	if (!armed || (!is_listed(guard_map_ids, POLICY_MAX_MAPS, id) && !is_newborn(ctx[0])))
 		return 0;
 	return guard(OP_BPF_MAP, REASON_GUARD_MAP, id);
 }
@@ -55,9 +92,11 @@ static __always_inline int guard_map(u64 *ctx)
 /* lsm/bpf_prog. */
 static __always_inline int guard_program(u64 *ctx)
 {
-	u32 id = cast_to(ctx[0], struct bpf_prog)->aux->id;
+	const struct bpf_prog_aux *aux = cast_to(ctx[0], struct bpf_prog)->aux;
+	u32 id = aux->id;
 
-	if (!armed || !is_listed(guard_program_ids, POLICY_MAX_PROGRAMS, id))
+	if (!armed || (!is_listed(guard_program_ids, POLICY_MAX_PROGRAMS, id) &&
+		       !is_newborn((u64)aux)))
 		return 0;
 	return guard(OP_BPF_PROGRAM, REASON_GUARD_PROGRAM, id);
 }

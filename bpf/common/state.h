@@ -9,6 +9,7 @@
  *   OP_BPF_MAP, OP_BPF_PROGRAM, OP_BPF_LINK, OP_PTRACE                      its operations and
  *   REASON_GUARD_MAP, REASON_GUARD_PROGRAM, REASON_GUARD_LINK, REASON_PTRACE_OWNER   reasons
  *                       for what the guard refuses
+ * and it may define POLICY_VERSION.
  */
 #ifndef BPF_COMMON_STATE_H
 #define BPF_COMMON_STATE_H
@@ -28,6 +29,15 @@ enum {
 	NS_PER_CLOCK_TICK = 10000000,
 };
 
+#ifndef POLICY_VERSION
+#define POLICY_VERSION 1
+#endif
+
+/* ---- Fixed when the object is loaded (.rodata) ---- */
+
+/* Of the policy as a whole, object and settings: an upgrade refuses a lower one. */
+const volatile u32 policy_version = POLICY_VERSION;
+
 /* ---- Written by the owner (.bss) ---- */
 
 /* 0: every hook allows. 1: the policy is in force. */
@@ -39,6 +49,15 @@ volatile u32 audit;
  * reused. tgid 0: nobody. */
 volatile u32 owner_tgid;
 volatile u64 owner_start_ticks;
+/* A second process with the owner's rights, appointed by the owner: one that upgrades the policy may
+ * be killed meanwhile, and the policy must not be left without an owner then. */
+volatile u32 deputy_tgid;
+volatile u64 deputy_start_ticks;
+/* How many times the policy was replaced by a next generation since boot, counted from 1; 0: it is
+ * kept by its owner's fds and not replaced. */
+volatile u32 generation;
+/* enum policy_keep: what keeps it attached. Only told, never obeyed. */
+volatile u32 kept;
 /* Ids the kernel gave to our maps, programs and links; 0 is an empty entry. */
 volatile u32 guard_map_ids[POLICY_MAX_MAPS];
 volatile u32 guard_program_ids[POLICY_MAX_PROGRAMS];

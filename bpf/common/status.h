@@ -34,10 +34,14 @@ static long print_counter(u32 operation, struct seq_file **seq)
 	return 0;
 }
 
-/* The switches, the owner, and what is guarded; at most 2 KiB. */
+/* Which policy this is, its owner, and what is guarded; at most 2.2 KiB. */
 static __always_inline void print_guard(struct seq_file *seq)
 {
+	seq_print(seq, "version %u\ngeneration %u\nkept %u\nevents_map %u\n", policy_version,
+		  generation, kept, cast_to(&events, struct bpf_map)->id);
 	seq_print(seq, "owner %u start_ticks %llu\n", owner_tgid, owner_start_ticks);
+	if (deputy_tgid)
+		seq_print(seq, "deputy %u start_ticks %llu\n", deputy_tgid, deputy_start_ticks);
 	bpf_loop(POLICY_MAX_MAPS, print_map_id, &seq, 0);
 	bpf_loop(POLICY_MAX_PROGRAMS, print_program_id, &seq, 0);
 	bpf_loop(POLICY_MAX_LINKS, print_link_id, &seq, 0);

@@ -24,6 +24,14 @@ static __always_inline u32 read_half(u64 address)
 #endif
 }
 
+/* Is this the very device that was recorded? The address is enough while the record goes when the
+ * device does; a record copied from another generation may come too late for that. */
+static __always_inline bool is_record_of(const struct fsaccess_device *record,
+					 const struct block_device *bdev)
+{
+	return record->identity == (u64)bdev && record->diskseq == bdev->bd_disk->diskseq;
+}
+
 static __always_inline bool is_device_mapper_known(void)
 {
 	return core_type_exists(struct mapped_device) && core_type_exists(struct dm_table) &&

@@ -39,10 +39,11 @@ static __always_inline struct fsaccess_device *record_of(const struct block_devi
 	struct fsaccess_device *record = bpf_map_lookup_elem(&verity_devices, &device);
 	struct fsaccess_device fresh = {};
 
-	if (record && record->identity == (u64)bdev)
+	if (record && is_record_of(record, bdev))
 		return record;
 	fresh.first_seen = bpf_ktime_get_boot_ns();
 	fresh.identity = (u64)bdev;
+	fresh.diskseq = bdev->bd_disk->diskseq;
 	if (bpf_map_update_elem(&verity_devices, &device, &fresh, BPF_ANY))
 		bpf_map_delete_elem(&verity_devices, &device);
 	return bpf_map_lookup_elem(&verity_devices, &device);

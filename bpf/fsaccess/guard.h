@@ -4,6 +4,7 @@
 #define BPF_FSACCESS_GUARD_H
 
 #include "state.h"
+#include "../common/births.h"
 #include "../common/guard.h"
 
 SEC("lsm/bpf_map")
@@ -22,6 +23,18 @@ SEC("lsm/bpf")
 int fsaccess_guard_link(u64 *ctx)
 {
 	return guard_link(ctx);
+}
+
+SEC("lsm/bpf_map_create")
+int fsaccess_birth_map(u64 *ctx)
+{
+	return guard_map_birth(ctx);
+}
+
+SEC("lsm/bpf_prog_load")
+int fsaccess_birth_program(u64 *ctx)
+{
+	return guard_program_birth(ctx);
 }
 
 SEC("lsm/ptrace_access_check")

@@ -53,7 +53,7 @@ static __always_inline enum fsaccess_reason judge_inode(const struct request *re
 		return FSACCESS_REASON_NO_DEVICE;
 	device = bdev->bd_dev;
 	record = bpf_map_lookup_elem(&verity_devices, &device);
-	if (!record || record->identity != (u64)bdev)
+	if (!record || !is_record_of(record, bdev))
 		return FSACCESS_REASON_UNTRUSTED_DEVICE;
 	if (!(record->flags & FSACCESS_DEVICE_SIGNED))
 		return FSACCESS_REASON_UNSIGNED_DEVICE;

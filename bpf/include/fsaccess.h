@@ -69,7 +69,7 @@ enum {
 					       (ignore_corruption, check_at_most_once): not trusted */
 };
 
-/* Value of verity_devices; the key is the device number, (major << 20) | minor. 120 bytes. */
+/* Value of verity_devices; the key is the device number, (major << 20) | minor. 128 bytes. */
 struct fsaccess_device {
 	u64 first_seen; /*  0: ns since boot (CLOCK_BOOTTIME) when the device was first recorded */
 	u64 changed;    /*  8: ns since boot of the last report by dm-verity */
@@ -79,7 +79,8 @@ struct fsaccess_device {
 	u32 digest_length;                        /* 28: bytes, at most 64 */
 	char algorithm[FSACCESS_ALGORITHM_SIZE];  /* 32: hash name, NUL-terminated: "sha256" */
 	u8 digest[FSACCESS_DIGEST_SIZE];          /* 48: root hash, digest_length bytes */
-	u64 target_type; /* 112: address of the kernel's struct target_type of dm-verity; a device
+	u64 diskseq;     /* 112: the disk's sequence number (5.15+), which no other disk ever has */
+	u64 target_type; /* 120: address of the kernel's struct target_type of dm-verity; a device
 			     whose table was swapped does not match it; 0: not known */
 };
 

@@ -11,6 +11,7 @@
 
 struct gendisk {
 	void *private_data;
+	u64 diskseq; /* 5.15+: never given out twice */
 } __core;
 
 struct block_device {

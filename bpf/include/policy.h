@@ -24,6 +24,15 @@ enum policy_number {
 	POLICY_PINS = 2,
 };
 
+/* What keeps a policy attached. Appended to, never renumbered. */
+enum policy_keep {
+	POLICY_KEPT_BY_PROCESS = 0,   /* the fds of the owner, or of what it left them to */
+	POLICY_KEPT_BY_EXEC = 1,      /* fds that each PID 1 hands to the next */
+	POLICY_KEPT_BY_PINS = 2,      /* pins in a bpf filesystem */
+	POLICY_KEPT_OWNERLESS = 3,    /* attached to the root cgroup itself */
+	POLICY_KEPT_BY_KEEPER = 4,    /* the fds of a process that does nothing else */
+};
+
 enum policy_verdict {
 	POLICY_ALLOWED = 0, /* counted, never an event */
 	POLICY_DENIED = 1,  /* refused with EPERM */

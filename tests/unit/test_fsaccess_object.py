@@ -30,6 +30,8 @@ PROGRAMS = {
     "fsaccess_guard_map": ("lsm/bpf_map", False, True),
     "fsaccess_guard_program": ("lsm/bpf_prog", False, True),
     "fsaccess_guard_link": ("lsm/bpf", False, True),
+    "fsaccess_birth_map": ("lsm/bpf_map_create", False, True),
+    "fsaccess_birth_program": ("lsm/bpf_prog_load", False, True),
     "fsaccess_ptrace": ("lsm/ptrace_access_check", False, True),
     "fsaccess_traceme": ("lsm/ptrace_traceme", False, True),
     "fsaccess_brk": ("fmod_ret/security_vm_enough_memory_mm", False, True),
@@ -85,7 +87,9 @@ def test_programs_that_cannot_sleep_do_not_resolve_overlays(spec: ObjectSpec) ->
 
 
 def test_maps(spec: ObjectSpec) -> None:
-    assert set(spec.maps) == {"verity_devices", "counters", "events", ".bss", ".rodata"}
+    assert set(spec.maps) == {
+        "verity_devices", "births", "counters", "events", ".bss", ".rodata",
+    }  # fmt: skip
     assert spec.maps["verity_devices"].max_entries == 16384
     assert spec.maps[".rodata"].frozen
     data = spec.maps[".bss"].data

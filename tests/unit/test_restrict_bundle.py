@@ -26,7 +26,7 @@ def test_it_has_what_restrict_needs() -> None:
     plan = fsaccess.load_plan(str(PLAN))
     places = guard.offsets_of(plan.variables)
     assert set(places) == set(guard.GLOBALS)
-    assert {"verity_devices", "counters", "events", ".bss", ".rodata"} == set(plan.maps)
+    assert {"verity_devices", "births", "counters", "events", ".bss", ".rodata"} == set(plan.maps)
     assert {fsaccess.STATUS, fsaccess.SYSCTL} == set(plan.programs) - set(plan.links)
 
 

@@ -25,8 +25,13 @@ PLACES = {
     "guard_map_ids": (24, 16),
     "guard_program_ids": (40, 16),
     "guard_link_ids": (56, 16),
+    "deputy_tgid": (72, 4),
+    "generation": (76, 4),
+    "deputy_start_ticks": (80, 8),
+    "kept": (88, 4),
+    "guard_births": (92, 4),
 }
-SIZE = 80
+SIZE = 96
 
 
 @pytest.fixture

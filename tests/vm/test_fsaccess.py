@@ -78,7 +78,7 @@ def every_object_is_guarded(guest: Guest) -> None:
     with policy.globals() as values:
         ids = {kind: values.ids(f"guard_{kind}_ids") for kind in ("map", "program", "link")}
     guest.note(str(ids))
-    assert len(ids["map"]) == 5
+    assert len(ids["map"]) == 6
     assert len(ids["program"]) == len(ids["link"]) >= 14
     for kind, numbers in ids.items():
         for number in numbers:

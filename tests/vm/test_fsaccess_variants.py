@@ -221,7 +221,7 @@ def refused_by_the_verifier(guest: Guest) -> None:
     with run(plan) as loaded:
         assert loaded.choices == {"exec": "accepted"}
         new = {kind: len({*probes_bpf.ids(kind)} - {*before[kind]}) for kind in before}
-        assert new == {"map": 5, "program": len(loaded.programs), "link": 0}, new
+        assert new == {"map": 6, "program": len(loaded.programs), "link": 0}, new
     with enabled(guest, "alternative"):
         check(guest, TMPFS)
         check(guest, SIGNED)
