@@ -21,7 +21,7 @@ _LOADED_FOR = ("link", "iter")
 # What takes the section's target when it is attached.
 _BY_TARGET = ("raw_tracepoint", "tracepoint")
 _PROBES = ("kprobe", "kretprobe", "ksyscall", "kretsyscall", "kprobe_multi", "kretprobe_multi",
-           "kprobe_session")  # fmt: skip
+           "kprobe_session", "tracing_multi")  # fmt: skip
 _USER_PROBES = ("uprobe", "uretprobe", "uprobe_multi", "uretprobe_multi", "uprobe_session")
 
 

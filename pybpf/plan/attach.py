@@ -21,6 +21,7 @@
                     function is looked up with pyelftools; extra pid: of one process only
     kprobe_multi, kretprobe_multi, kprobe_session    a function or a pattern with * and ?
                     → one link (5.18, sessions 6.10)
+    tracing_multi   the same, for functions that have a prototype in vmlinux BTF (7.1)
     uprobe_multi, uretprobe_multi, uprobe_session    as uprobe, or a pattern → one link (6.6,
                     sessions 6.13)
     perf_event      the fd of a perf event
@@ -45,7 +46,8 @@ is tests/kernel/test_links.py.
     tp_btf                                       link; by attach()               T, L
     fentry fexit fmod_ret fsession lsm           link; by attach(); of a loaded program too,
                                                  as freplace                     T (guests)
-    fentry.multi fexit.multi fsession.multi      not yet (BPF_LINK_TYPE_TRACING_MULTI, 7.x)
+    fentry.multi fexit.multi fsession.multi      tracing_multi; by attach() with a target in the
+                                                 section; functions of vmlinux  T (7.3 guest)
     lsm_cgroup                                   cgroup                          T (guests)
     iter                                         iter; by attach() unless of one map's elements T
     freplace                                     link; by attach(). The loaded program is given to
@@ -116,6 +118,9 @@ _TRACING = frozenset(
         abi.BPF_TRACE_FSESSION, abi.BPF_LSM_MAC,
     )
 )  # fmt: skip
+_TRACING_MULTI = frozenset(
+    (abi.BPF_TRACE_FENTRY_MULTI, abi.BPF_TRACE_FEXIT_MULTI, abi.BPF_TRACE_FSESSION_MULTI)
+)
 # First word of a kprobe program's section → how.
 _PROBES = {
     "kprobe": "kprobe", "kretprobe": "kretprobe",
@@ -135,7 +140,7 @@ COOKIES = {
     ),
     **dict.fromkeys(
         ("kprobe_multi", "kretprobe_multi", "kprobe_session", "uprobe_multi", "uretprobe_multi",
-         "uprobe_session"), "cookie",
+         "uprobe_session", "tracing_multi"), "cookie",
     ),
 }  # fmt: skip
 _FAMILIES = {"ipv4": 2, "ipv6": 10}  # NFPROTO_IPV4, NFPROTO_IPV6 (linux/netfilter.h)
@@ -150,6 +155,8 @@ def how_of(prog_type: int, attach_type: int, section: str) -> str | None:
     if prog_type in (abi.BPF_PROG_TYPE_TRACING, abi.BPF_PROG_TYPE_LSM):
         if attach_type == abi.BPF_TRACE_ITER:
             return "iter"
+        if attach_type in _TRACING_MULTI:
+            return "tracing_multi"
         return "link" if attach_type in _TRACING else None
     if prog_type == abi.BPF_PROG_TYPE_KPROBE:
         return _PROBES.get(section.lstrip("?").split("/", 1)[0].removesuffix(".s"))

@@ -3,7 +3,7 @@
 
 A kprobe or uprobe alone is a perf event with a link (5.15; before, the event itself holds the
 program). A multi probe is one link with many places: names of kernel functions (5.18) or offsets
-in one file (6.6).
+in one file (6.6). A tracing program of many functions (7.1) takes their ids in BTF.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 EVENT_SOURCES = "/sys/bus/event_source/devices"
 # Most functions that one kprobe.multi link takes (kernel/trace/bpf_trace.c: MAX_KPROBE_MULTI_CNT).
 MOST_FUNCTIONS = 1 << 20
+_FUNC = 12  # BTF_KIND_FUNC
 
 
 def _perf_link(executor: Executor, op: LinkCreate, program: int, event: int) -> None:
@@ -180,21 +181,58 @@ def _cookies(extra: dict[str, int], count: int) -> Pointer:
     return Pointer(struct.pack(f"={count}Q", *[cookie] * count) if cookie else None)
 
 
-def _kprobe_multi(executor: Executor, op: LinkCreate, program: int) -> None:
-    """Names go to the kernel as they are; a pattern is matched against what ftrace can hook."""
+def _functions(op: LinkCreate, *, modules: bool = True) -> list[bytes]:
+    """The function named, or those that match a pattern among what ftrace can hook."""
     if not isinstance(op.target, str) or not op.target:
         raise PlanError(f"a function's name or a pattern is needed, not {op.target!r}")
-    names = [op.target.encode()]
-    if set("*?") & set(op.target):
-        from pybpf.kernel.symbols import matches
+    if not set("*?") & set(op.target):
+        return [op.target.encode()]
+    from pybpf.kernel.symbols import matches
 
-        # "function" or "function [module]", a line each; one function may be there twice.
-        lines = _tracefs("available_filter_functions", pattern=op.target).splitlines()
-        names = sorted(
-            {n for line in lines if matches(op.target, (n := line.split(b" ")[0]).decode())}
+    # "function" or "function [module]", a line each; one function may be there twice.
+    lines = _tracefs("available_filter_functions", pattern=op.target).splitlines()
+    names = {
+        name
+        for line in lines
+        if matches(op.target, (name := line.split(b" ")[0]).decode())
+        and (modules or b"[" not in line)
+    }
+    if not names or len(names) > MOST_FUNCTIONS:
+        raise PlanError(f"{len(names)} functions of the kernel match {op.target!r}")
+    return sorted(names)
+
+
+def _tracing_multi(executor: Executor, op: LinkCreate, program: int) -> None:
+    """Functions go to the kernel by their ids in vmlinux BTF; of those that match a pattern the
+    ones that BTF does not describe are left out."""
+    from pybpf.kernel import btf_lookup
+
+    names = _functions(op, modules=False)
+    answers = btf_lookup.resolve([(name.decode(), _FUNC, None) for name in names])
+    try:
+        ids = sorted({found[1] for found in answers if found is not None and not found[0]})
+    finally:
+        for found in answers:
+            if found is not None and found[0]:
+                os.close(found[0])
+    if not ids:
+        raise PlanError(
+            f"vmlinux BTF describes no function {op.target!r}.",
+            hint="A function of a module, or one that was inlined, cannot be traced so.",
         )
-        if not names or len(names) > MOST_FUNCTIONS:
-            raise PlanError(f"{len(names)} functions of the kernel match {op.target!r}")
+    numbers = Pointer(struct.pack(f"={len(ids)}I", *ids))
+    extra = dict(op.extra)
+    cookies = _cookies(extra, len(ids))
+    extra |= {
+        "tracing_multi.ids": numbers.address, "tracing_multi.cnt": len(ids),
+        "tracing_multi.cookies": cookies.address,
+    }  # fmt: skip
+    _multi(executor, op, program, extra)
+
+
+def _kprobe_multi(executor: Executor, op: LinkCreate, program: int) -> None:
+    """Names go to the kernel as they are."""
+    names = _functions(op)
     texts = [Pointer(name + b"\0") for name in names]
     symbols = Pointer(struct.pack(f"={len(texts)}Q", *(text.address for text in texts)))
     extra = dict(op.extra)
@@ -248,6 +286,7 @@ HOW: dict[str, Callable[[Executor, LinkCreate, int], None]] = {
     "kprobe_multi": _kprobe_multi,
     "kretprobe_multi": _kprobe_multi,
     "kprobe_session": _kprobe_multi,
+    "tracing_multi": _tracing_multi,
     "uprobe_multi": _uprobe_multi,
     "uretprobe_multi": _uprobe_multi,
     "uprobe_session": _uprobe_multi,

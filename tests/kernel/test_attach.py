@@ -112,6 +112,8 @@ def tcp(address: str = "127.0.0.1") -> None:
         ("fentry", open_null, 1),
         ("fexit", open_null, 1),
         ("fsession", open_null, 2),
+        ("fentry_multi", open_null, 1),
+        ("fexit_multi", open_null, 1),
         ("uprobe_auto", os.getppid, 1),
         ("uprobe_multi_auto", os.getppid, 1),
     ],
@@ -152,6 +154,29 @@ def test_user_probes_with_a_cookie(program: str, prefix: str) -> None:
         assert counts(obj, os.getpid) == 0
         obj.detach()
         assert counts(obj, os.getppid) == 0
+
+
+def test_a_session_of_many_functions(prefix: str) -> None:
+    """One link, two functions, entry and return of each; the cookie is seen."""
+    try:
+        obj = load("fsession_multi")
+    except PybpfError as error:
+        kernel_may_lack("fsession.multi", error)
+    with obj:
+        try:
+            link = obj.attach_program("fsession_multi", "__x64_sys_getres?id", cookie=78)
+        except PybpfError as error:
+            kernel_may_lack("fsession.multi", error)
+        assert link is not None
+        assert link.info()["count"] == 2
+        assert counts(obj, os.getresuid) == 2
+        assert obj.vars["cookie"] == 78
+        assert counts(obj, os.getegid) == 0
+        assert counts(obj, os.getresgid) == 2
+        with pytest.raises(PlanError, match="describes no function"):
+            obj.attach_program("fsession_multi", "no_such_function_at_all")
+        with pytest.raises(PlanError, match="0 functions"):
+            obj.attach_program("fsession_multi", "no_such_function_*")
 
 
 def test_a_user_probe_of_one_process(prefix: str) -> None:

@@ -75,6 +75,9 @@ SEC("tp_btf/sys_enter") int tp_btf(u64 *ctx) { return traced(); }
 SEC("fentry/do_sys_openat2") int fentry(u64 *ctx) { return probed(ctx); }
 SEC("fexit/do_sys_openat2") int fexit(u64 *ctx) { return probed(ctx); }
 SEC("fsession/do_sys_openat2") int fsession(u64 *ctx) { return traced(); }
+SEC("fentry.multi/do_sys_openat2") int fentry_multi(u64 *ctx) { return probed(ctx); }
+SEC("fexit.multi/do_sys_open*") int fexit_multi(u64 *ctx) { return probed(ctx); }
+SEC("fsession.multi") int fsession_multi(u64 *ctx) { return probed(ctx); }
 /* Refuses getsid(2) of a process given by its number with EPERM, to the process `pid` alone. */
 SEC("fmod_ret/security_task_getsid") int fmod_ret(u64 *ctx)
 {

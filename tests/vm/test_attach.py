@@ -15,8 +15,11 @@ from tests.vm.scenario import Guest, Scenario
 attaching = Scenario("attach")
 
 # Test names that the kernel cannot pass: sessions of fentry came with 7.0, uprobe sessions with
-# 6.13.
-ABSENT = {"6.12": ("fsession", "uprobe_session")}
+# 6.13, tracing of many functions with 7.1, instruction arrays with 6.19.
+ABSENT = {
+    "6.12": ("fsession", "uprobe_session", "fentry_multi", "fexit_multi", "fsession.multi",
+             "insn_array"),
+}  # fmt: skip
 
 
 @attaching.setup
@@ -44,6 +47,11 @@ def run_module(guest: Guest, name: str, lacking: tuple[str, ...] = ()) -> None:
 @attaching.case(timeout=400.0)
 def every_way_shows_its_effect(guest: Guest) -> None:
     run_module(guest, "test_attach", ABSENT.get(guest.lane, ()))
+
+
+@attaching.case(timeout=100.0)
+def jump_tables(guest: Guest) -> None:
+    run_module(guest, "test_jump_tables", ABSENT.get(guest.lane, ()))
 
 
 @attaching.case(timeout=200.0)
