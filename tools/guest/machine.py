@@ -119,17 +119,18 @@ class Guest:
 
     def _initrd(self, folder: Path, run: dict[str, object]) -> Path:
         path = folder / "initrd"
-        given: Mapping[str, bytes] | bytes = {}
+        files: Mapping[str, bytes] = {}
         if self.initramfs is not None:
             given = self.initramfs({**run, "certificate": signer(self.tools).der()})
             if isinstance(given, bytes):  # the whole of it, made by somebody else
                 path.write_bytes(given)
                 return path
+            files = given
         with open(path, "wb") as out:
             with open(base_segment(self.tools, self.lane, self.kernel), "rb") as base:
                 shutil.copyfileobj(base, out)
             if self.initramfs is not None:
-                out.write(given_segment(given, project_tree(self.tools)))
+                out.write(given_segment(files, project_tree(self.tools)))
             else:
                 out.write(run_segment(self.tools, run, self.files, project_tree(self.tools)))
         return path

@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Building an initramfs, or a segment to put before one, from which ``restrict`` runs as PID 1.
+
+    /restrict/init              a static program that starts the interpreter (rdinit=/restrict/init)
+    /restrict/open              another, for a generator: makes the signed root's device
+    /restrict/start.py          calls restrict.initramfs_start with the start program's words
+    /restrict/bin/python3       the interpreter, its loader and libraries in /restrict/lib
+    /restrict/lib/python3NN.zip what it needs of the standard library, as byte code
+    /restrict/lib/restrict.pyz  what it needs of restrict and pybpf
+    /restrict/etc               configuration, frozen policy, certificates, signature
+    /restrict/modules           kernel modules, uncompressed
+    /init, /dev/console         in a whole initramfs only
+
+Everything is below one folder, so nothing collides with the files of another generator, whose libc
+may be another one. The same inputs give the same bytes, wherever and by whomever it is built.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from restrict import config, fsaccess, initramfs_elf, initramfs_python
+from restrict.errors import ConfigError, RestrictError
+from restrict.initramfs_cpio import Entry, archive
+from restrict.initramfs_launcher import launcher
+from restrict.initramfs_modules import Module, Modules
+
+__all__ = ["PREFIX", "Built", "Runtime", "build", "compress", "kind_of", "runtime", "write"]
+
+PREFIX = "restrict"
+_SUFFIXES = {".cpio": "", ".xz": "xz", ".zst": "zstd", ".img": ""}
+# Keys of the configuration whose values are files: of this machine here, of the image there.
+_FILES = {"plan": "fsaccess.plan", "signature": "signature.p7s", "root_hash": "root_hash"}
+_FILE_MOST = 16 << 20
+
+_START = '''\
+# Started by /{prefix}/init. The interpreter is isolated (-I -S): this archive is all it is given.
+import sys
+
+sys.path.insert(0, "/{prefix}/lib/restrict.pyz")
+from restrict.initramfs_start import command
+
+sys.exit(command("/{prefix}", sys.argv[1:]))
+'''
+# The archive by itself: python3 -I -S restrict.pyz VERB …
+_MAIN = b"""\
+import sys
+from restrict.initramfs_start import command
+sys.exit(command(sys.path[0].rpartition("/lib/")[0], sys.argv[1:]))
+"""
+# Run with the trimmed tree on the building machine: all imports must come from it.
+_CHECK = """
+import sys
+sys.path.insert(0, sys.argv[1] + "/lib/restrict.pyz")
+for name in sys.argv[2].split(","):
+    __import__(name)
+for name, module in list(sys.modules.items()):
+    file = getattr(module, "__file__", None)
+    spec = getattr(module, "__spec__", None)
+    frozen = spec is not None and spec.origin == "frozen"
+    if file and not frozen and not file.startswith(sys.argv[1] + "/"):
+        sys.exit(name + " was taken from " + file)
+print("ok", len(sys.modules))
+"""
+
+
+class Runtime:
+    """The interpreter with its library and ours: what is the same in every image.
+
+    entries: files below the prefix. version: the interpreter's. names: modules in restrict.pyz.
+    """
+
+    __slots__ = ("entries", "machine", "names", "start", "version")
+
+    def __init__(
+        self, entries: list[Entry], start: list[str], machine: int, version: str, names: list[str]
+    ) -> None:
+        self.entries = entries
+        self.start = start
+        self.machine = machine
+        self.version = version
+        self.names = names
+
+
+class Built:
+    """An image: its bytes, uncompressed, and what is in it."""
+
+    __slots__ = ("data", "entries", "modules", "runtime")
+
+    def __init__(
+        self, data: bytes, entries: list[Entry], modules: list[Module], runtime: Runtime
+    ) -> None:
+        self.data = data
+        self.entries = entries
+        self.modules = modules
+        self.runtime = runtime
+
+
+def _project() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _file(path: str | Path, what: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_FILE_MOST + 1)
+    except OSError as e:
+        raise ConfigError(f"the {what} cannot be read: {e.strerror}.", file=str(path)) from None
+    if not data or len(data) > _FILE_MOST:
+        raise ConfigError(f"the {what} is empty or has more than 16 MiB.", file=str(path))
+    return data
+
+
+# ── the interpreter ──
+
+
+def runtime(
+    python: str | Path | None = None, *, prefix: str = PREFIX, check: bool = True
+) -> Runtime:
+    """The interpreter ``python`` (default: the one this runs in), traced and trimmed.
+
+    prefix: folder of the image, without a leading slash. check: run it once, from a temporary
+    folder, to see that nothing is missing; not possible for another machine's interpreter.
+    Raises RestrictError: no such interpreter, too old, a module or a library is missing.
+    """
+    _plain_prefix(prefix)
+    asked = str(python) if python is not None else sys.executable
+    project = _project()
+    ours, others = initramfs_python.closure(["restrict.init", "restrict.initramfs_start"], project)
+    found = initramfs_python.inspect_interpreter(asked, project, ours, others)
+    # A virtual environment's python is a link or a copy: what counts is the one behind it.
+    program = initramfs_elf.read(found.executable)
+    if not program.loader:
+        raise RestrictError(
+            "it is statically linked, so it cannot load ctypes.", interpreter=str(found.executable)
+        )
+    libraries = initramfs_elf.libraries(program, map(initramfs_elf.read, found.extensions))
+    code = initramfs_python.compile_all(asked, {**found.sources, **ours})
+    library = {f"{name}.pyc": code[name] for name in found.sources}
+    product = {f"{name}.pyc": code[name] for name in ours}
+    product["__main__.py"] = _MAIN
+    loader = os.path.basename(program.loader)
+    entries = [
+        Entry.file(f"{prefix}/bin/python3", initramfs_elf.loadable(found.executable), 0o755),
+        Entry.file(f"{prefix}/lib/{loader}", initramfs_elf.loadable(program.loader), 0o755),
+        Entry.file(
+            f"{prefix}/{found.platlibdir}/{found.archive_name}", initramfs_python.make_zip(library)
+        ),
+        Entry.file(f"{prefix}/lib/restrict.pyz", initramfs_python.make_zip(product)),
+    ]
+    for name, path in libraries.items():
+        entries.append(Entry.file(f"{prefix}/lib/{name}", initramfs_elf.loadable(path), 0o755))
+    dynload = f"{prefix}/{found.platlibdir}/{found.folder_name}/lib-dynload"
+    entries.append(Entry.directory(dynload))  # sys.exec_prefix is found by this folder
+    for path in found.extensions:
+        entries.append(Entry.file(f"{dynload}/{path.name}", initramfs_elf.loadable(path), 0o755))
+    start = [
+        f"/{prefix}/lib/{loader}", "--library-path", f"/{prefix}/lib", f"/{prefix}/bin/python3",
+        "-I", "-S", "-B",
+    ]  # fmt: skip
+    result = Runtime(
+        entries, start, program.machine, ".".join(map(str, found.version)),
+        sorted(name.replace("/", ".").removesuffix(".__init__") for name in ours),
+    )  # fmt: skip
+    if check:
+        _check(result, prefix)
+    return result
+
+
+def _plain_prefix(prefix: str) -> None:
+    if not prefix or prefix != os.path.normpath(prefix) or prefix.startswith(("/", ".")):
+        raise ConfigError(f"the prefix {prefix!r} is not a plain folder, without a leading slash.")
+    if not prefix.isascii() or any(c.isspace() or c in "\"'\\{}" for c in prefix):
+        raise ConfigError(f"the prefix {prefix!r} has characters that a path here may not have.")
+
+
+def _check(result: Runtime, prefix: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="restrict-initramfs-") as name:
+        for entry in result.entries:
+            path = Path(name, entry.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if entry.mode >> 12 == 4:
+                path.mkdir(exist_ok=True)
+            else:
+                path.write_bytes(entry.data)
+                path.chmod(entry.mode & 0o777)
+        words = [f"{name}{word}" if word.startswith("/") else word for word in result.start]
+        done = subprocess.run(
+            [*words, "-c", _CHECK, f"{name}/{prefix}", ",".join(result.names)],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, env={}, cwd="/",
+        )  # fmt: skip
+    if done.returncode or not done.stdout.startswith("ok "):
+        said = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise RestrictError(
+            f"the trimmed interpreter does not run by itself: {said[0]}.",
+            hint="Give another interpreter with --python.",
+        )
+
+
+# ── configuration, certificates, modules ──
+
+
+def _lines(text: str) -> list[tuple[str, str, str]]:
+    """(key, value, line as it is); key "" for blank lines and comments."""
+    found = []
+    for raw in text.splitlines():
+        line = raw.strip()
+        key, equals, value = line.partition("=")
+        if not line or line.startswith("#") or not equals:
+            found.append(("", "", raw))
+        else:
+            found.append((key.strip(), value.strip(), raw))
+    return found
+
+
+def _module_words(line: str) -> str:
+    """``PATH [PARAMETER …]`` of a configuration, or a plain name: the name and the parameters."""
+    first, _, rest = line.partition(" ")
+    name = first.rsplit("/", 1)[-1].partition(".ko")[0].replace("-", "_")
+    return f"{name} {rest.strip()}".strip()
+
+
+def _verity_line(modules: Modules) -> str:
+    """dm_verity with the parameters that make it insist on signatures."""
+    line = "dm_verity require_signatures=1"
+    if modules.exists("dm_verity") and modules.has_parameter("dm_verity", "keyring_unsealed"):
+        line += " keyring_unsealed=1"  # 7.0+: for the certificates, which restrict adds
+    return "dm_verity" if modules.builtin("dm_verity") else line
+
+
+def _modules(
+    where: str | Path | None, given: Sequence[str], configured: Sequence[str], filesystem: str
+) -> list[Module]:
+    wanted = [*map(_module_words, given), *map(_module_words, configured)]
+    if where is None:
+        if wanted:
+            raise ConfigError(
+                "kernel modules are asked for, and no folder of them is given.",
+                hint="Add --modules-from DIR or --modules-from VERSION.",
+                module=wanted[0],
+            )
+        return []
+    modules = Modules(where)
+    names = {line.split()[0] for line in wanted}
+    if not configured:
+        if "dm_verity" not in names:
+            wanted.append(_verity_line(modules))
+        for name in ("erofs", "squashfs") if filesystem == "auto" else (filesystem,):
+            there = modules.exists(name) or modules.builtin(name)
+            if name not in names and (there or filesystem != "auto"):
+                wanted.append(name)
+    return modules.closure(wanted)
+
+
+def _needs_certificate(modules: Sequence[Module]) -> bool:
+    """Whether this kernel's dm-verity has a keyring of its own, which is empty at first."""
+    return any(m.name == "dm_verity" and "keyring_unsealed=1" in m.parameters for m in modules)
+
+
+class _Settings:
+    """The files of /restrict/etc, and the lines of the configuration that name them."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.entries: list[Entry] = []
+        self.lines: list[str] = []
+        self.certificates = 0
+
+    def add(self, key: str, name: str, data: bytes) -> None:
+        place = f"{self.prefix}/etc/{name}"
+        self.entries.append(Entry.file(place, data))
+        self.lines.append(f"{key} = /{place}")
+
+    def certificate(self, path: str | Path) -> None:
+        data = _file(path, "certificate")
+        if data[:1] != b"\x30":  # SEQUENCE, which every DER certificate begins with
+            raise ConfigError(
+                "the certificate is not in DER form.",
+                hint="`openssl x509 -in FILE -outform der -out FILE.der` makes it so.",
+                file=str(path),
+            )
+        self.add("certificate", f"certificate{self.certificates}.der", data)
+        self.certificates += 1
+
+
+def _configuration(
+    path: str | Path, settings: _Settings, overrides: dict[str, str]
+) -> tuple[list[str], str]:
+    """Take a configuration over: its files go along, and are named as in the image.
+
+    Gives its lines for modules and the type of the root filesystem.
+    """
+    base = Path(path).resolve().parent
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(
+            f"the configuration cannot be read: {e.strerror}.", file=str(path)
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError("the configuration is not UTF-8 text.", file=str(path)) from None
+    modules: list[str] = []
+    checked: list[str] = []
+    filesystem = "auto"
+    named: dict[str, str] = {}
+    for key, value, raw in _lines(text):
+        if key == "module":
+            modules.append(value)
+            checked.append("")
+            continue
+        if key == "certificate":
+            settings.certificate(base / value)
+        elif key in _FILES and not (key == "root_hash" and "/" not in value):
+            named[key] = str(base / value)
+        else:
+            if key == "filesystem":
+                filesystem = value
+            settings.lines.append(raw)
+            checked.append(raw)
+            continue
+        checked.append(f"{key} = {base / value}")
+    named.update(overrides)
+    # The form, judged by who reads it in the guest; its own files are not there, so ours stand in.
+    extra = [f"{key} = {value}" for key, value in overrides.items()]
+    kept = [line for line in checked if line.partition("=")[0].strip() not in overrides]
+    config.parse("\n".join([*kept, *extra]), file=str(path))
+    for key, value in sorted(named.items()):
+        if key == "root_hash" and "/" not in value:
+            settings.lines.append(f"{key} = {value}")
+        elif key != "plan":
+            settings.add(key, _FILES[key], _file(value, key.replace("_", " ")))
+    return modules, filesystem if filesystem != "" else "auto"
+
+
+def _plan(path: str | Path) -> bytes:
+    fsaccess.load_plan(str(path))  # a damaged one is told now, and not by a machine that boots
+    return _file(path, "plan")
+
+
+# ── the whole ──
+
+
+def build(
+    *,
+    standalone: bool = False,
+    configuration: str | Path | None = None,
+    modules_from: str | Path | None = None,
+    modules: Sequence[str] = (),
+    certificates: Sequence[str | Path] = (),
+    signature: str | Path | None = None,
+    plan: str | Path | None = None,
+    audit: bool = False,
+    then: str = "/init",
+    python: str | Path | None = None,
+    prefix: str = PREFIX,
+    mtime: int = 0,
+    made: Runtime | None = None,
+) -> Built:
+    """Put an initramfs together; no file is written.
+
+    standalone: a whole one, whose PID 1 boots the signed root that ``configuration`` (as of
+    restrict.config) describes. Without it a segment: PID 1 enforces, then executes ``then`` of the
+    initramfs it is put before; with a configuration, that one finds /restrict/open, which makes
+    the root's device. modules: ``NAME [PARAMETER=VALUE …]`` beside those of the
+    configuration, from ``modules_from`` (a folder, or a version of /lib/modules). certificates:
+    DER. plan: the frozen policy (default: restrict's own). audit: without a
+    configuration, whose ``mode`` says it otherwise. made: a ``runtime`` made before.
+
+    Raises ConfigError and RestrictError, which name the file.
+    """
+    _plain_prefix(prefix)
+    settings = _Settings(prefix)
+    configured: list[str] = []
+    filesystem = "auto"
+    if configuration is not None:
+        overrides = {"signature": str(Path(signature).resolve())} if signature is not None else {}
+        if plan is not None:
+            overrides["plan"] = str(Path(plan).resolve())
+        configured, filesystem = _configuration(configuration, settings, overrides)
+        plan = plan if plan is not None else _plan_of(configuration)
+    elif standalone:
+        raise ConfigError(
+            "a whole initramfs needs a configuration: what to boot.",
+            hint="Add --config FILE; `restrict init --help` lists what can be in it.",
+        )
+    elif signature is not None:
+        raise ConfigError(
+            "a signature is of a root that a configuration describes.", hint="Add --config FILE."
+        )
+    else:
+        settings.lines += [f"mode = {'audit' if audit else 'exec'}", "init = /sbin/init"]
+    if configuration is not None and audit:
+        raise ConfigError("the configuration says the mode: `mode = audit`.")
+    if not then.startswith("/") or any(c.isspace() for c in then):
+        raise ConfigError(f"{then!r} is not an absolute path.")
+    settings.add("plan", _FILES["plan"], _plan(plan or fsaccess.default_plan()))
+    for path in certificates:
+        settings.certificate(path)
+    # In a segment nothing is asked for: without --modules-from the initramfs behind it has them.
+    loaded = _modules(modules_from, modules, configured, filesystem)
+    if _needs_certificate(loaded) and not settings.certificates:
+        raise ConfigError(
+            "there is no certificate, and this kernel's dm-verity trusts only those that "
+            "restrict puts into its keyring: no signed root could be opened.",
+            hint="Add --certificate FILE (DER), or `certificate = FILE` to the configuration.",
+        )
+    entries = list(settings.entries)
+    for module in loaded:
+        place = f"{prefix}/modules/{module.name}.ko"
+        entries.append(Entry.file(place, module.data))
+        settings.lines.append(f"module = /{place} {module.parameters}".rstrip())
+    text = "\n".join(settings.lines) + "\n"
+    entries.append(Entry.file(f"{prefix}/etc/init.conf", text.encode()))
+    carried = made or runtime(python, prefix=prefix)
+    entries += carried.entries
+    entries.append(Entry.file(f"{prefix}/start.py", _START.format(prefix=prefix).encode()))
+    starts = {"init": ["init"] if standalone else ["first", then]}
+    if not standalone and configuration is not None:
+        starts["open"] = ["open"]
+    for name, verb in starts.items():
+        words = [*carried.start, f"/{prefix}/start.py", *verb]
+        entries.append(Entry.file(f"{prefix}/{name}", launcher(carried.machine, words), 0o755))
+    if standalone:
+        entries.append(Entry.symlink("init", f"{prefix}/init"))
+        # The kernel opens it before PID 1 runs: without it PID 1 has no standard streams.
+        entries.append(Entry.character_device("dev/console", 5, 1))
+    return Built(archive(entries, mtime=mtime), entries, loaded, carried)
+
+
+def _plan_of(configuration: str | Path) -> str | None:
+    base = Path(configuration).resolve().parent
+    for key, value, _raw in _lines(Path(configuration).read_text(encoding="utf-8")):
+        if key == "plan":
+            return str(base / value)
+    return None
+
+
+# ── the file ──
+
+
+def compress(data: bytes, kind: str) -> bytes:
+    """``data`` as "" (as it is), "xz" or "zstd", in the form that the kernel can undo.
+
+    The kernel's xz knows no check but CRC32 (lib/xz). Raises RestrictError where zstd(1) is not
+    there or fails.
+    """
+    if kind == "":
+        return data
+    if kind == "xz":
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
+        return lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=filters)
+    try:
+        done = subprocess.run(
+            ["zstd", "-q", "-19", "--single-thread", "-c"], input=data, capture_output=True
+        )
+    except OSError as e:
+        raise RestrictError(
+            f"the program zstd cannot be started: {e.strerror}.",
+            hint="Install the package zstd, or end the file's name in .xz.",
+        ) from None
+    if done.returncode:
+        raise RestrictError(f"zstd failed: {done.stderr.decode('utf-8', 'replace').strip()}")
+    # Zeros up to a multiple of four, so that an uncompressed archive may follow.
+    return done.stdout + bytes(-len(done.stdout) % 4)
+
+
+def kind_of(path: str | Path) -> str:
+    """How a file of this name is compressed: "", "xz" or "zstd". Raises ConfigError."""
+    suffix = Path(path).suffix
+    if suffix not in _SUFFIXES:
+        raise ConfigError(
+            f"its name ends in {suffix or 'nothing'}, so it is not clear how to compress it.",
+            hint=f"End it in one of {', '.join(_SUFFIXES)}.",
+            file=str(path),
+        )
+    return _SUFFIXES[suffix]
+
+
+def write(path: str | Path, built: Built) -> int:
+    """Write the image to a file, compressed as its name says (.cpio, .img, .xz, .zst).
+
+    The file is complete or not there. Gives its size in bytes. Raises RestrictError.
+    """
+    target = Path(path)
+    data = compress(built.data, kind_of(path))
+    scratch = ""
+    try:
+        # mkstemp's 0600 would stay: an initramfs has no secrets, so the umask decides.
+        fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.fchmod(fd, 0o666 & ~mask)
+        os.replace(scratch, target)
+    except BaseException as e:
+        if scratch and os.path.exists(scratch):
+            os.unlink(scratch)
+        if isinstance(e, OSError):
+            raise RestrictError(
+                f"the file cannot be written: {e.strerror}.", file=str(path)
+            ) from None
+        raise
+    return len(data)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Whole images: the same bytes everywhere, their size, what is in them, errors, no half a file."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restrict import initramfs
+from restrict.errors import ConfigError, RestrictError
+from restrict.initramfs_cpio import Entry, archive
+from tests.unit.initramfs_util import unpack
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Most bytes of a whole initramfs without kernel modules, as xz.
+MOST = 4_500_000
+CERTIFICATE = b"\x30\x82\x01\x00" + bytes(range(200))
+DEBIAN = Path("/usr/bin/python3")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    (tmp_path / "cert.der").write_bytes(CERTIFICATE)
+    (tmp_path / "root.p7s").write_bytes(b"\x30signature")
+    (tmp_path / "init.conf").write_text(
+        "# what to boot\n"
+        "image = auto\ncertificate = cert.der\nsignature = root.p7s\ninit = /sbin/init -x\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made() -> initramfs.Runtime:
+    return initramfs.runtime()
+
+
+def _command(output: Path, config: Path, *more: str) -> list[str]:
+    words = ["initramfs", "build", "--standalone", "--config", str(config), "-o", str(output)]
+    return [sys.executable, "-m", "restrict", *words, *more]
+
+
+# ── the same bytes ──
+
+
+def _copy_of_the_project(target: Path, *, backwards: bool) -> None:
+    """The product under another path, its files made in another order, with other times."""
+    names = [
+        path.relative_to(ROOT)
+        for top in ("pybpf", "restrict", "bpf/objects")
+        for path in sorted((ROOT / top).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    for name in reversed(names) if backwards else names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target / name)
+
+
+@pytest.mark.parametrize("form", ["standalone", "segment"])
+def test_same_bytes_in_another_place(inputs: Path, form: str) -> None:
+    built = []
+    for number, (mask, zone, seed) in enumerate((("022", "UTC", "1"), ("077", "Asia/Tokyo", "77"))):
+        folder = inputs / f"place {number}" / ("deeper/" * number)
+        _copy_of_the_project(folder / "project", backwards=bool(number))
+        files = folder / "inputs"
+        files.mkdir(mode=0o700)
+        for name in sorted(("cert.der", "root.p7s", "init.conf"), reverse=bool(number)):
+            shutil.copyfile(inputs / name, files / name)
+        output = folder / f"out{number}.cpio"
+        command = _command(output, files / "init.conf")
+        if form == "segment":
+            command.remove("--standalone")
+        done = subprocess.run(
+            ["sh", "-c", f'umask {mask}; exec "$@"', "sh", *command],
+            cwd=folder / "project", capture_output=True, text=True,
+            env={
+                "PATH": os.environ["PATH"], "TZ": zone, "PYTHONHASHSEED": seed,
+                "HOME": str(folder), "LC_ALL": ("C", "C.UTF-8")[number],
+            },
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert output.stat().st_mode & 0o777 == 0o666 & ~int(mask, 8)
+        built.append(output.read_bytes())
+    assert built[0] == built[1]
+
+
+def test_what_was_put_in_is_in_the_bytes(inputs: Path, made: initramfs.Runtime) -> None:
+    """The counterpart: another input gives other bytes, or the test above could not fail."""
+    first = initramfs.build(standalone=True, configuration=inputs / "init.conf", made=made).data
+    (inputs / "cert.der").write_bytes(CERTIFICATE + b"x")
+    again = initramfs.build(standalone=True, configuration=inputs / "init.conf", made=made).data
+    assert first != again
+
+
+# ── what is in it ──
+
+
+def test_size_and_content(inputs: Path) -> None:
+    """With Debian's interpreter, which is one file of 6.8 MB, where there is one."""
+    python = str(DEBIAN) if DEBIAN.exists() else sys.executable
+    output = inputs / "out.cpio.xz"
+    done = subprocess.run(
+        [*_command(output, inputs / "init.conf", "--python", python), "--json"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    size = output.stat().st_size
+    print(f"{python}: {size} bytes as xz, {told['uncompressed']} uncompressed")
+    assert size == told["bytes"] <= MOST
+    raw = output.read_bytes()
+    assert raw[7] == 1, "the kernel's xz knows no other check than CRC32"
+    found = unpack(lzma.decompress(raw))
+    assert {name: len(data) for name, (mode, data, *_) in found.items() if mode >> 12 == 8} == {
+        name: length for name, length in told["files"].items() if found[name][0] >> 12 == 8
+    }
+    assert found["init"][1] == b"restrict/init"
+    assert found["dev/console"][2] == (5, 1)
+    assert found["restrict/etc/certificate0.der"][1] == CERTIFICATE
+    lines = found["restrict/etc/init.conf"][1].decode().splitlines()
+    assert sorted(lines) == [
+        "# what to boot",
+        "certificate = /restrict/etc/certificate0.der",
+        "image = auto",
+        "init = /sbin/init -x",
+        "plan = /restrict/etc/fsaccess.plan",
+        "signature = /restrict/etc/signature.p7s",
+    ]
+    plan = found["restrict/etc/fsaccess.plan"][1]
+    assert plan == (ROOT / "bpf/objects/fsaccess.plan").read_bytes()
+    everything = b"".join(data for _mode, data, *_ in found.values())
+    assert str(ROOT).encode() not in everything
+    assert str(inputs).encode() not in everything
+
+
+def test_segment_keeps_to_its_folder(made: initramfs.Runtime) -> None:
+    found = unpack(initramfs.build(made=made).data)
+    assert {name.partition("/")[0] for name in found} == {"restrict"}
+    assert b"first\0/init\0" in found["restrict/init"][1]
+    assert "restrict/open" not in found
+    assert "mode = exec" in found["restrict/etc/init.conf"][1].decode()
+
+
+def test_zstd(made: initramfs.Runtime, tmp_path: Path) -> None:
+    data = archive([Entry.file("file", b"text" * 1000)])
+    built = initramfs.Built(data, [], [], made)
+    if shutil.which("zstd") is None:
+        with pytest.raises(RestrictError, match=r"zstd cannot be started.*Install"):
+            initramfs.write(tmp_path / "out.cpio.zst", built)
+        assert not list(tmp_path.iterdir())
+        return
+    size = initramfs.write(tmp_path / "out.cpio.zst", built)
+    raw = (tmp_path / "out.cpio.zst").read_bytes()
+    assert (len(raw), raw[:4], len(raw) % 4) == (size, b"\x28\xb5\x2f\xfd", 0)
+    unpacked = subprocess.run(["zstd", "-dcq"], input=raw, capture_output=True).stdout
+    assert unpacked == data
+
+
+# ── errors: each says which file and what to do, and leaves nothing ──
+
+
+@pytest.fixture
+def folder(inputs: Path) -> Iterator[Path]:
+    (inputs / "out").mkdir()
+    yield inputs
+    assert not list((inputs / "out").iterdir()), "something was left"
+
+
+def _fails(folder: Path, **options: object) -> str:
+    from restrict.cli import main
+
+    words = ["initramfs", "build", "-o", str(folder / "out/image.cpio")]
+    for key, value in options.items():
+        name = "--" + key.replace("_", "-")
+        words += [name] if value is True else [name, str(value)]
+    import io
+    from contextlib import redirect_stderr
+
+    said = io.StringIO()
+    with redirect_stderr(said):
+        assert main(words) == 1
+    text = said.getvalue()
+    assert text.startswith("restrict: ")
+    assert "Traceback" not in text
+    return text
+
+
+def test_standalone_without_configuration(folder: Path) -> None:
+    assert "--config FILE" in _fails(folder, standalone=True)
+
+
+def test_unreadable_files(folder: Path) -> None:
+    text = _fails(folder, standalone=True, config=folder / "none.conf")
+    assert "none.conf: the configuration cannot be read: No such file" in text
+    (folder / "cert.der").unlink()
+    text = _fails(folder, standalone=True, config=folder / "init.conf")
+    assert "cert.der: the certificate cannot be read: No such file" in text
+
+
+def test_certificate_in_pem(folder: Path) -> None:
+    (folder / "cert.der").write_text("-----BEGIN CERTIFICATE-----\n")
+    text = _fails(folder, standalone=True, config=folder / "init.conf")
+    assert "not in DER form" in text
+    assert "openssl x509" in text
+
+
+def test_mistake_in_the_configuration(folder: Path) -> None:
+    (folder / "init.conf").write_text("init = /sbin/init\n\ncolour = red\n")
+    text = _fails(folder, standalone=True, config=folder / "init.conf")
+    assert "line 3: there is no key 'colour'" in text
+
+
+def test_damaged_plan(folder: Path) -> None:
+    data = bytearray((ROOT / "bpf/objects/fsaccess.plan").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "bad.plan").write_bytes(data)
+    assert "bad.plan: " in _fails(folder, plan=folder / "bad.plan")
+
+
+def test_modules_without_a_folder(folder: Path) -> None:
+    assert "--modules-from" in _fails(folder, module="virtio_blk")
+
+
+def test_no_certificate(folder: Path, made: initramfs.Runtime) -> None:
+    from tests.unit.test_initramfs import _module
+
+    _module(folder / "m/dm-verity.ko", "depends=", "parm=keyring_unsealed:x")
+    _module(folder / "m/erofs.ko", "depends=")
+    (folder / "init.conf").write_text("init = /sbin/init\n")
+    text = _fails(folder, standalone=True, config=folder / "init.conf", modules_from=folder / "m")
+    assert "there is no certificate" in text
+    assert "--certificate FILE" in text
+    # A kernel without that keyring (before 7.0) has it elsewhere.
+    _module(folder / "m/dm-verity.ko", "depends=", "parm=require_signatures:x")
+    built = initramfs.build(
+        standalone=True, configuration=folder / "init.conf", modules_from=folder / "m", made=made
+    )
+    text = unpack(built.data)["restrict/etc/init.conf"][1].decode()
+    assert "module = /restrict/modules/dm_verity.ko require_signatures=1\n" in text
+    assert text.index("dm_verity.ko") < text.index("erofs.ko")
+
+
+def test_modules_of_the_configuration(folder: Path, made: initramfs.Runtime) -> None:
+    """A line of the configuration names a module by its file; the folder's is taken, and what it
+    depends on, and nothing else."""
+    from tests.unit.test_initramfs import _module
+
+    _module(folder / "m/dm-verity.ko.xz", "depends=dm-mod")
+    _module(folder / "m/dm-mod.ko", "depends=")
+    _module(folder / "m/erofs.ko", "depends=")
+    (folder / "init.conf").write_text(
+        "init = /sbin/init\nmodule = /usr/lib/modules/dm-verity.ko require_signatures=0\n"
+    )
+    built = initramfs.build(
+        standalone=True, configuration=folder / "init.conf", modules_from=folder / "m", made=made
+    )
+    assert [(m.name, m.parameters) for m in built.modules] == [
+        ("dm_mod", ""), ("dm_verity", "require_signatures=0"),
+    ]  # fmt: skip
+
+
+def test_name_without_a_known_end(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="how to compress"):
+        initramfs.kind_of(folder / "out/image.lz4")
+
+
+def test_an_old_file_stays_when_writing_fails(
+    folder: Path, made: initramfs.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder / "image.cpio"
+    target.write_bytes(b"old")
+    before = sorted(folder.iterdir())
+    built = initramfs.build(made=made)
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RestrictError, match="cannot be written: No space left"):
+        initramfs.write(target, built)
+    assert target.read_bytes() == b"old"
+    assert sorted(folder.iterdir()) == before
+    with pytest.raises(RestrictError, match="No such file"):
+        initramfs.write(folder / "nowhere/image.cpio", built)
