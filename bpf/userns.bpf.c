@@ -8,65 +8,51 @@
  * always: these end with the namespace.
  *
  * There is no hook "an inode is created on this mount": the path hooks know the mount but do not
- * cover O_TMPFILE, message queues and what overlayfs does to its upper layer, so these have hooks
- * of their own.
+ * cover O_TMPFILE, message queues, btrfs subvolumes and what overlayfs does to its upper layer, so
+ * these have hooks of their own; so have System V objects and the ids in ACLs and capabilities.
  *
  * No bpf_probe_read helper is used: members are read by direct loads through untrusted pointers,
  * where a bad address reads as zero. Zero is no namespace, which is refused.
  */
 #include "include/bpf.h"
+#include "include/kernel.h"
 #include "include/userns.h"
 
-#include "userns/kernel.h"
 #include "userns/state.h"
 #include "userns/judge.h"
-#include "userns/report.h"
+#include "userns/ids.h"
+#include "userns/guard.h"
+#include "userns/status.h"
 
 LICENSE("Dual BSD/GPL");
 
-static __always_inline long judge_path(enum userns_operation operation, u64 address, u64 dentry)
-{
-	const struct path *path = cast_to(address, struct path);
-	const struct super_block *sb = path->mnt->mnt_sb;
-	struct request request = {.operation = operation};
-	enum userns_reason reason;
-
-	request.mount = cast_to((u64)path->mnt - core_offset(struct mount, mnt), struct mount)
-				->mnt_id_unique;
-	reason = judge(&request, sb);
-	if (reason == USERNS_REASON_NONE)
-		return 0;
-	request.name = (u64)(dentry ? cast_to(dentry, struct dentry) : path->dentry)->d_name.name;
-	return refuse(&request, reason, sb);
-}
-
 SEC("lsm/path_chown")
-long userns_chown(u64 *ctx)
+int userns_chown(u64 *ctx)
 {
 	return armed ? judge_path(USERNS_OP_CHOWN, ctx[0], 0) : 0;
 }
 
 SEC("lsm/path_mkdir")
-long userns_mkdir(u64 *ctx)
+int userns_mkdir(u64 *ctx)
 {
 	return armed ? judge_path(USERNS_OP_MKDIR, ctx[0], ctx[1]) : 0;
 }
 
 /* Also called for open(O_CREAT), for the socket file of bind() and for BPF_OBJ_PIN. */
 SEC("lsm/path_mknod")
-long userns_mknod(u64 *ctx)
+int userns_mknod(u64 *ctx)
 {
 	return armed ? judge_path(USERNS_OP_MKNOD, ctx[0], ctx[1]) : 0;
 }
 
 SEC("lsm/path_symlink")
-long userns_symlink(u64 *ctx)
+int userns_symlink(u64 *ctx)
 {
 	return armed ? judge_path(USERNS_OP_SYMLINK, ctx[0], ctx[1]) : 0;
 }
 
 SEC("lsm/path_link")
-long userns_link(u64 *ctx)
+int userns_link(u64 *ctx)
 {
 	return armed ? judge_path(USERNS_OP_LINK, ctx[1], ctx[2]) : 0;
 }
@@ -74,7 +60,7 @@ long userns_link(u64 *ctx)
 /* A rename makes no inode, unless it leaves a whiteout behind, which since 5.8 (a3c751a50fe6)
  * anybody may ask for. */
 SEC("lsm/path_rename")
-long userns_rename(u64 *ctx)
+int userns_rename(u64 *ctx)
 {
 	if (!armed || !(ctx[4] & RENAME_WHITEOUT))
 		return 0;
@@ -83,7 +69,7 @@ long userns_rename(u64 *ctx)
 
 /* O_TMPFILE asks no path hook. The file has no name, but whoever gets its fd may give it one. */
 SEC("lsm/file_open")
-long userns_open(u64 *ctx)
+int userns_open(u64 *ctx)
 {
 	const struct file *file = cast_to(ctx[0], struct file);
 
@@ -92,70 +78,168 @@ long userns_open(u64 *ctx)
 	return judge_path(USERNS_OP_TMPFILE, (u64)&file->f_path, 0);
 }
 
+/* btrfs makes the directory of a subvolume without a path hook, and for anybody. */
+static __always_inline int judge_ioctl(u64 *ctx)
+{
+	const struct file *file = cast_to(ctx[0], struct file);
+	u32 type = (ctx[1] >> 8) & 0xff, number = ctx[1] & 0xff;
+
+	if (type != BTRFS_IOCTL || !armed)
+		return 0;
+	if (number != BTRFS_SNAP_CREATE && number != BTRFS_SNAP_CREATE_V2 &&
+	    number != BTRFS_SUBVOL_CREATE && number != BTRFS_SUBVOL_CREATE_V2)
+		return 0;
+	if (file->f_inode->i_sb->s_magic != BTRFS_MAGIC)
+		return 0;
+	return judge_path(USERNS_OP_SUBVOLUME, (u64)&file->f_path, 0);
+}
+
+SEC("lsm/file_ioctl")
+int userns_ioctl(u64 *ctx)
+{
+	return judge_ioctl(ctx);
+}
+
+/* A 32-bit system call (int 0x80 in a 64-bit program too) comes this way. */
+SEC("lsm/file_ioctl_compat")
+int userns_ioctl_compat(u64 *ctx)
+{
+	return judge_ioctl(ctx);
+}
+
 /* mq_open() asks no path hook. A message queue lives as long as its IPC namespace, which may be
  * the initial one. Everything else comes through the path hooks, which know the mount. */
 SEC("lsm/inode_create")
-long userns_create_queue(u64 *ctx)
+int userns_create_queue(u64 *ctx)
 {
 	const struct super_block *sb = cast_to(ctx[0], struct inode)->i_sb;
-	struct request request = {.operation = USERNS_OP_MQUEUE};
-	enum userns_reason reason;
+	struct question question = {.request.operation = USERNS_OP_MQUEUE};
+	u32 reason;
 
 	if (!armed || sb->s_magic != MQUEUE_MAGIC)
 		return 0;
-	reason = judge(&request, sb);
-	if (reason == USERNS_REASON_NONE)
+	reason = judge_filesystem(&question, sb);
+	return answer(&question, reason, (u64)cast_to(ctx[1], struct dentry)->d_name.name);
+}
+
+/* System V objects have an owner too, and stay until they are removed or the IPC namespace ends. */
+static __always_inline int judge_ipc(void)
+{
+	const struct task_struct *task = cast_to(bpf_get_current_task_btf(), struct task_struct);
+	struct question question = {.request.operation = USERNS_OP_IPC};
+	u32 reason;
+
+	if (!armed)
 		return 0;
-	request.name = (u64)cast_to(ctx[1], struct dentry)->d_name.name;
-	return refuse(&request, reason, sb);
+	reason = judge(&question, task->nsproxy->ipc_ns->user_ns, 0);
+	return answer(&question, reason == USERNS_REASON_MOUNT ? USERNS_REASON_IPC : reason, 0);
+}
+
+SEC("lsm/shm_alloc_security")
+int userns_shm(u64 *ctx __attribute__((unused)))
+{
+	return judge_ipc();
+}
+
+SEC("lsm/msg_queue_alloc_security")
+int userns_msg(u64 *ctx __attribute__((unused)))
+{
+	return judge_ipc();
+}
+
+SEC("lsm/sem_alloc_security")
+int userns_sem(u64 *ctx __attribute__((unused)))
+{
+	return judge_ipc();
+}
+
+/* An entry that names an id of the namespace's grants access to whoever gets that id next. */
+SEC("lsm/inode_set_acl")
+int userns_acl(u64 *ctx)
+{
+	const struct dentry *dentry = cast_to(ctx[1], struct dentry);
+	struct question question = {.request.operation = USERNS_OP_ACL};
+	u32 reason;
+
+	if (!armed)
+		return 0;
+	reason = judge_filesystem(&question, dentry->d_sb);
+	if (reason == USERNS_REASON_MOUNT)
+		reason = names_given_ids(ctx[3], question.managed) ? USERNS_REASON_IDS
+								    : USERNS_REASON_NONE;
+	return answer(&question, reason, (u64)dentry->d_name.name);
+}
+
+/* File capabilities are in force in the namespaces whose root the file names. */
+SEC("lsm/inode_setxattr")
+int userns_capability(u64 *ctx)
+{
+	const struct dentry *dentry = cast_to(ctx[1], struct dentry);
+	struct question question = {.request.operation = USERNS_OP_CAPABILITY};
+	u64 name, value, map;
+	u32 reason;
+
+	if (!armed || ctx[4] != CAPABILITY_SIZE)
+		return 0;
+	/* Before 6.16 the verifier refuses plain loads of `const void *` arguments. */
+	if (bpf_get_func_arg(ctx, 2, &name) || bpf_get_func_arg(ctx, 3, &value) ||
+	    !is_capability(name))
+		return 0;
+	reason = judge_filesystem(&question, dentry->d_sb);
+	if (reason == USERNS_REASON_MOUNT) {
+		map = question.managed + core_offset(struct user_namespace, uid_map);
+		reason = is_given(map, (u32)read_word(value + CAPABILITY_ROOT)) ?
+				 USERNS_REASON_IDS :
+				 USERNS_REASON_NONE;
+	}
+	return answer(&question, reason, (u64)dentry->d_name.name);
 }
 
 /* mount(2) and fsconfig(FSCONFIG_CMD_CREATE). */
 SEC("lsm/sb_kern_mount")
-long userns_mount(u64 *ctx)
+int userns_mount(u64 *ctx)
 {
 	const struct super_block *sb = cast_to(ctx[0], struct super_block);
-	struct request request = {.operation = USERNS_OP_OVERLAY};
-	enum userns_reason reason;
+	struct question question = {.request.operation = USERNS_OP_OVERLAY};
 
 	if (!armed || sb->s_magic != OVERLAYFS_MAGIC)
 		return 0;
-	reason = judge_overlay(&request, sb);
-	return reason == USERNS_REASON_NONE ? 0 : refuse(&request, reason, sb);
+	return answer(&question, judge_overlay(&question, sb), 0);
 }
 
 /* Dropping a group may give access that the group was meant to take away; listed namespaces, and
  * those below them, may not. */
 SEC("lsm/task_fix_setgroups")
-long userns_setgroups(u64 *ctx __attribute__((unused)))
+int userns_setgroups(u64 *ctx __attribute__((unused)))
 {
-	struct request request = {.operation = USERNS_OP_SETGROUPS};
+	struct question question = {.request.operation = USERNS_OP_SETGROUPS};
 	const struct user_namespace *ns;
 	u32 inode;
 
 	if (!armed)
 		return 0;
 	ns = own_namespace();
-	for (u32 level = 0; level < USERNS_MAX_LEVELS; level++) {
+	question.request.own_inode = ns->ns.inum;
+	for (u32 level = 0; level < USERNS_MAX_LEVELS && level < max_levels; level++) {
 		inode = ns->ns.inum;
 		if (!inode)
 			break;
 		if (bpf_map_lookup_elem(&userns_groups, &inode)) {
-			request.managed = inode;
-			return refuse(&request, USERNS_REASON_SETGROUPS, NULL);
+			question.request.managed_inode = inode;
+			return answer(&question, USERNS_REASON_SETGROUPS, 0);
 		}
 		if (inode == INIT_USER_NAMESPACE)
 			return 0;
 		ns = ns->parent;
 	}
-	return refuse(&request, USERNS_REASON_TOO_DEEP, NULL);
+	return answer(&question, USERNS_REASON_TOO_DEEP, 0);
 }
 
 /* The last step of every user namespace's end in which its inode number is still taken
  * (free_user_ns, which calls this for each parent that ends with it). A program cannot delete
  * from a map of maps, so user space is told. Works armed or not: what is listed must go. */
 SEC("fentry/retire_userns_sysctls")
-long userns_ended_probe(u64 *ctx)
+int userns_ended_probe(u64 *ctx)
 {
 	u32 inode = cast_to(ctx[0], struct user_namespace)->ns.inum;
 	u32 *record;

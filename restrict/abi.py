@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names and layouts that fsaccess' programs and user space share.
+"""Names and layouts that the policies' programs and user space share.
 
-The source of truth is bpf/include/fsaccess.h; a test reads that header and holds this file to
-it. Offsets of globals are not here: they come from the object's BTF through the Plan.
+The source of truth is bpf/include/{policy,fsaccess,userns}.h; tests read these headers and hold
+this file to them. Offsets of globals are not here: they come from the object's BTF through the Plan.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ __all__ = [
     "OPERATIONS",
     "PATH_NAME_ONLY",
     "PATH_TRUNCATED",
+    "POLICIES",
     "REASONS",
+    "USERNS_OPERATIONS",
+    "USERNS_REASONS",
     "VERDICTS",
     "kernel_dev",
     "st_dev",
@@ -35,10 +38,25 @@ REASONS = (
     "exec_stack",
 )  # fmt: skip
 
+USERNS_OPERATIONS = (
+    "chown", "mkdir", "mknod", "symlink", "link", "whiteout", "tmpfile", "mqueue", "overlay",
+    "setgroups", "bpf_map", "bpf_program", "bpf_link", "ptrace", "acl", "capability", "ipc",
+    "subvolume",
+)  # fmt: skip
+USERNS_REASONS = (
+    "none", "mount", "too_deep", "upper", "overlay", "setgroups", "guard_map", "guard_program",
+    "guard_link", "ptrace_owner", "ids", "ipc",
+)  # fmt: skip
+# enum policy_number → name, operations, reasons.
+POLICIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("fsaccess", OPERATIONS, REASONS),
+    ("userns", USERNS_OPERATIONS, USERNS_REASONS),
+)
+
 PATH_NAME_ONLY, PATH_TRUNCATED = 1, 2
 
-# struct fsaccess_event: time operation reason verdict pid tid uid cgroup inode
-# magic device prot flags object path_flags path_length comm path reserved.
+# struct policy_event: time operation reason verdict pid tid uid cgroup inode
+# magic device prot flags object path_flags path_length comm path policy.
 EVENT = struct.Struct("=Q 6I 3Q 2I Q 3I 16s 256s I")
 
 # include/uapi/linux/magic.h. Filesystems whose files' data is their one block device's.

@@ -149,7 +149,7 @@ def _events(arguments: argparse.Namespace) -> int:
                 )
                 if not arguments.follow:
                     return 0
-    from restrict.serve import SOCKET, connect
+    from restrict.serve import SOCKETS, connect
 
     def consume(item: bytes | int) -> bool:
         if isinstance(item, int):
@@ -161,10 +161,15 @@ def _events(arguments: argparse.Namespace) -> int:
             _show(decode(item), arguments.json)
         return True
 
-    if not connect(consume, follow=arguments.follow, path=arguments.socket or SOCKET):
+    paths: tuple[str, ...]
+    if arguments.socket:
+        paths = (arguments.socket,)
+    else:
+        paths = (SOCKETS[arguments.policy],) if arguments.policy else tuple(SOCKETS.values())
+    if not connect(consume, follow=arguments.follow, path=paths):
         print(
-            f"restrict: nobody offers events at {arguments.socket or SOCKET}: is the policy in "
-            "force, with a reader? See `restrict status`.",
+            f"restrict: nobody offers events at {' or '.join(paths)}: is a policy in force, with a "
+            "reader? See `restrict status`, `restrict userns status`.",
             file=sys.stderr,
         )
         return 1
@@ -291,6 +296,9 @@ def _parser() -> argparse.ArgumentParser:
     events.add_argument("--follow", action="store_true", help="wait for further ones")
     events.add_argument("--fd", type=int, help="ring buffer inherited from the owner")
     events.add_argument("--socket", help="socket of the reader")
+    events.add_argument(
+        "--policy", choices=("fsaccess", "userns", "pins"), help="of this one alone"
+    )
 
     simulate = add("simulate", "tell what of what runs now would be denied", _simulate)
     simulate.add_argument("--filesystem", action="append", metavar="TYPE", help="type to allow")

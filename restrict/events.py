@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Events: one record for each denial (or, in audit mode, each would-be denial).
+"""Events of all policies: one record for each denial (or, in audit mode, would-be denial).
 
 The ring buffer's fd is inherited from the owner; it is never opened by id, which the guard
 denies to everybody else. A full buffer drops records and counts them (see ``restrict status``).
@@ -32,6 +32,8 @@ _FILESYSTEMS = {
     0x4D44: "vfat",
     0x6969: "nfs",
     0xCAFE4A11: "bpf",
+    0x19800202: "mqueue",
+    0x63677270: "cgroup2",
 }
 _PROT = ((1, "read"), (2, "write"), (4, "exec"))
 
@@ -41,11 +43,14 @@ def _name(table: tuple[str, ...], number: int) -> str:
 
 
 class Event:
-    """One struct fsaccess_event. time: seconds since boot (CLOCK_BOOTTIME); raw: the record."""
+    """One struct policy_event. time: seconds since boot (CLOCK_BOOTTIME); raw: the record.
+
+    policy: name of the one that refused, which decides what the other words mean.
+    """
 
     __slots__ = (
         "cgroup", "comm", "dev", "flags", "inode", "magic", "object", "operation", "path",
-        "path_flags", "pid", "prot", "raw", "reason", "tid", "time", "uid", "verdict",
+        "path_flags", "pid", "policy", "prot", "raw", "reason", "tid", "time", "uid", "verdict",
     )  # fmt: skip
 
     def __init__(self, data: bytes | memoryview) -> None:
@@ -57,12 +62,15 @@ class Event:
         (
             time, operation, reason, verdict, self.pid, self.tid, self.uid, self.cgroup,
             self.inode, self.magic, self.dev, self.prot, self.flags, self.object,
-            self.path_flags, length, comm, path, _reserved,
+            self.path_flags, length, comm, path, policy,
         ) = abi.EVENT.unpack_from(data)  # fmt: skip
         self.raw = bytes(data)
         self.time = time / 1e9
-        self.operation = _name(abi.OPERATIONS, operation)
-        self.reason = _name(abi.REASONS, reason)
+        self.policy, operations, reasons = (
+            abi.POLICIES[policy] if policy < len(abi.POLICIES) else (str(policy), (), ())
+        )
+        self.operation = _name(operations, operation)
+        self.reason = _name(reasons, reason)
         self.verdict = _name(abi.VERDICTS, verdict)
         self.comm = comm.split(b"\0", 1)[0].decode("utf-8", "replace")
         self.path = path[: min(length, len(path))].decode("utf-8", "replace") or None
@@ -77,10 +85,26 @@ class Event:
         """The filesystem's type where its magic is known, else its number; None without a file."""
         return (_FILESYSTEMS.get(self.magic) or hex(self.magic)) if self.magic else None
 
+    @property
+    def managed(self) -> int:
+        """userns: inode of the managed namespace; 0 for what the guard refuses."""
+        return 0 if self.operation.startswith(("bpf_", "ptrace")) else self.object
+
+    @property
+    def mount(self) -> int:
+        """userns: unique id of the mount; 0: the hook tells none."""
+        return int(self.flags)
+
+    @property
+    def userns(self) -> int:
+        """userns: inode of the process' own user namespace."""
+        return int(self.prot)
+
     def as_dict(self) -> dict[str, object]:
         """What ``--json`` prints, without what does not apply."""
         found: dict[str, object] = {
             "time": self.time,
+            "policy": self.policy,
             "verdict": self.verdict,
             "operation": self.operation,
             "reason": self.reason,
@@ -95,28 +119,40 @@ class Event:
                 "filesystem": self.filesystem,
                 "magic": self.magic,
                 "device": self.device,
-                "inode": self.inode,
             }
+            if self.inode:
+                found["inode"] = self.inode
         if self.path is not None:
             found["path"] = self.path
             found["path_is_name"] = bool(self.path_flags & abi.PATH_NAME_ONLY)
         if self.operation in ("mmap", "mprotect"):
             found |= {"prot": self.prot, "flags": self.flags}
-        if self.object:
+        if self.policy == "userns" and self.managed:
+            found |= {"managed": self.managed, "userns": self.userns}
+            if self.mount:
+                found["mount"] = self.mount
+        elif self.object:
             found["object"] = self.object
         return found
 
     def text(self) -> str:
         """One line for people."""
         words = [
-            f"{self.time:.6f}", self.verdict, self.operation, self.reason,
+            f"{self.time:.6f}", *([self.policy] if self.policy != "fsaccess" else []),
+            self.verdict, self.operation, self.reason,
             f"pid={self.pid}", f"comm={self.comm!r}", f"uid={self.uid}",
         ]  # fmt: skip
         if self.operation in ("mmap", "mprotect"):
             words.append("prot=" + "+".join(n for b, n in _PROT if self.prot & b))
         if self.magic:
-            words += [f"fs={self.filesystem}", f"dev={self.device}", f"ino={self.inode}"]
-        if self.object:
+            words += [f"fs={self.filesystem}", f"dev={self.device}"]
+            if self.inode:
+                words.append(f"ino={self.inode}")
+        if self.policy == "userns" and self.managed:
+            words += [f"managed={self.managed}", f"userns={self.userns}"]
+            if self.mount:
+                words.append(f"mount={self.mount}")
+        elif self.object:
             words.append(f"object={self.object}")
         if self.path is not None:
             key = "name" if self.path_flags & abi.PATH_NAME_ONLY else "path"

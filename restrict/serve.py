@@ -24,15 +24,17 @@ from restrict.events import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Self
 
     from restrict.events import Event
     from restrict.fsaccess import Policy
 
-__all__ = ["SOCKET", "Server", "connect", "spawn", "wait_signals"]
+__all__ = ["SOCKET", "SOCKETS", "Server", "connect", "spawn", "wait_signals"]
 
 SOCKET = "/run/restrict/events"
+# Each policy's reader has a socket of its own.
+SOCKETS = {"fsaccess": SOCKET, "userns": f"{SOCKET}-userns", "pins": f"{SOCKET}-pins"}
 _HISTORY = 1024
 _QUEUE = 2 * _HISTORY
 _CLIENTS = 32
@@ -180,10 +182,19 @@ class Server:
             client.push(data)
             self._send(fd)
 
-    def run(self, stop_fd: int = -1, seen: Callable[[Event], None] | None = None) -> None:
-        """Serve until ``stop_fd`` is readable (-1: for ever)."""
-        if stop_fd >= 0:
-            self._poll.register(stop_fd, select.POLLIN)
+    def run(
+        self,
+        stop_fd: int = -1,
+        seen: Callable[[Event], None] | None = None,
+        also: tuple[int, Callable[[], None]] | None = None,
+    ) -> None:
+        """Serve until ``stop_fd`` is readable (-1: for ever).
+
+        seen: called with each event. also: a further fd, and what to call when it is readable.
+        """
+        watched = [fd for fd in (stop_fd, also[0] if also is not None else -1) if fd >= 0]
+        for fd in watched:
+            self._poll.register(fd, select.POLLIN)
 
         def consume(event: Event) -> None:
             self._publish(event.raw)
@@ -195,7 +206,9 @@ class Server:
                 for fd, mask in self._poll.poll():
                     if fd == stop_fd:
                         return
-                    if self._listener is not None and fd == self._listener.fileno():
+                    if also is not None and fd == also[0]:
+                        also[1]()
+                    elif self._listener is not None and fd == self._listener.fileno():
                         self._accept()
                     elif fd == self._reader.fileno():
                         self._reader.read(consume)
@@ -204,8 +217,8 @@ class Server:
                     elif fd in self._clients:
                         self._send(fd)
         finally:
-            if stop_fd >= 0:
-                self._poll.unregister(stop_fd)
+            for fd in watched:
+                self._poll.unregister(fd)
 
 
 def spawn(policy: Policy, path: str = SOCKET) -> int | None:
@@ -253,37 +266,65 @@ def wait_signals() -> int:
     return syscall("signalfd4", -1, mask, 8, _SFD_CLOEXEC)
 
 
-def connect(
-    consume: Callable[[bytes | int], bool], *, follow: bool, path: str = SOCKET
-) -> bool:
-    """Receive from a Server: calls ``consume`` with each record (bytes) or number of lost
-    events (int) until it returns False, the history is over (not ``follow``) or the reader ends.
-    False: nobody is listening.
-    """
-    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    try:
+class _Source:
+    """A connection to a Server."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, path: str) -> None:
+        self.socket = _socket.socket(
+            _socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
+        )
         try:
-            client.connect(path)
+            self.socket.connect(path)
         except OSError as e:
-            if e.errno in (errno.ENOENT, errno.ECONNREFUSED):
-                return False
+            self.socket.close()
             raise KernelError(
                 f"the events' reader cannot be reached: {os.strerror(e.errno or 0)}.",
                 errno=e.errno or 0,
                 call="connect",
                 path=path,
             ) from None
-        while True:
-            data = client.recv(4096)
-            if not data:
-                return True
-            if data == b"live":
-                if not follow:
-                    return True
-            elif data[:5] == b"lost " and len(data) < abi.EVENT.size:
-                if not consume(int(data[5:])):
-                    return True
-            elif not consume(data):
-                return True
+
+    def receive(self, consume: Callable[[bytes | int], bool], follow: bool) -> bool:
+        """Take one message; False if there shall be no further one."""
+        data = self.socket.recv(4096)
+        if not data or data == b"live":
+            return bool(data) and follow
+        if data[:5] == b"lost " and len(data) < abi.EVENT.size:
+            return consume(int(data[5:]))
+        return consume(data)
+
+
+def connect(
+    consume: Callable[[bytes | int], bool],
+    *,
+    follow: bool,
+    path: str | Sequence[str] = SOCKET,
+) -> bool:
+    """Receive from a Server, or from several at once: calls ``consume`` with each record (bytes) or
+    number of lost events (int) until it returns False, the history is over (not ``follow``) or the
+    reader ends. False: nobody is listening.
+    """
+    sources: dict[int, _Source] = {}
+    poll = select.poll()
+    try:
+        for name in (path,) if isinstance(path, str) else path:
+            try:
+                source = _Source(name)
+            except KernelError as e:
+                if e.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                    continue
+                raise
+            sources[source.socket.fileno()] = source
+            poll.register(source.socket.fileno(), select.POLLIN)
+        found = bool(sources)
+        while sources:
+            for fd, _ in poll.poll():
+                if not sources[fd].receive(consume, follow):
+                    poll.unregister(fd)
+                    sources.pop(fd).socket.close()
+        return found
     finally:
-        client.close()
+        for source in sources.values():
+            source.socket.close()

@@ -5,9 +5,9 @@ A namespace is *managed* once it is put here, by its inode number, with the moun
 members may create inodes; filesystems that it has mounted itself are always allowed. It is taken
 out again when the kernel reports its end.
 
-With pins the policy goes on without a process: ``install`` makes maps and links in bpffs, or takes
-those that are there, and ``open_pinned`` finds them again. A handle is not for several threads at
-once; processes with handles of the same pins take turns (flock on the directory of the maps).
+``restrict.userns_pins`` installs the policy, and gives the handle that is described here. A handle
+is not for several threads at once; processes with handles of the same pins take turns (flock on the
+directory of the maps).
 
 Needs Linux 6.12 (``lsm=…bpf``, mount ids that are never reused, 6.8).
 """
@@ -19,52 +19,35 @@ import fcntl
 import os
 import struct
 
-from pybpf.errors import PybpfError
-from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map, create
-from pybpf.kernel.object import check_kind
-from pybpf.kernel.program import Program
 from pybpf.kernel.ringbuf import RingBuffer
-from pybpf.sys import abi, bpf
+from pybpf.sys import abi
 from pybpf.sys.syscalls import ioctl, syscall
 from restrict.errors import KernelError, RestrictError
-from restrict.fsaccess import load_plan
+from restrict.guard import COMMON, Globals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from pybpf.plan.live import Object
-    from pybpf.plan.ops import Plan
+    from pybpf.kernel.link import Link
 
 __all__ = [
+    "GLOBALS",
     "MOUNTS_MOST",
-    "PINS",
+    "NAMESPACES_MOST",
     "Entry",
     "Userns",
-    "default_plan",
-    "install",
-    "load_plan",
     "mount_id",
     "namespace_inode",
-    "open_pinned",
-    "uninstall",
 ]
 
-PINS = "/sys/fs/bpf/restrict/userns"
 NAMESPACES_MOST = 16384
 MOUNTS_MOST = 4096
-_PLAN = "/usr/lib/restrict/userns.plan"
-_PREFIX = "userns_"
-# Map of the object → name of its pin: bpffs takes no dots.
-_MAPS = {
-    "userns_mounts": "mounts",
-    "userns_groups": "groups",
-    "userns_ended": "ended",
-    "userns_events": "events",
-    ".bss": "bss",
-}
+GLOBALS = {**COMMON, "administrators": 4}
+_INNER = "userns_allowed"  # the guard knows inner maps by this name (bpf/userns/guard.h)
+_ROOM = 16  # mounts that a new inner map has room for: one of 4096 takes 70 KB
 _INITIAL = 0xEFFFFFFD  # include/uapi/linux/nsfs.h: the initial user namespace
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWUSER = 0x10000000
@@ -72,15 +55,6 @@ _AT_EMPTY_PATH = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STX_MNT_ID = 144  # offset in struct statx
 _TRIES = 10
-
-
-def default_plan() -> str:
-    """The frozen policy: the administrator's, else the one that came with restrict."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    for path in (_PLAN, f"{here}/objects/userns.plan", f"{here}/../bpf/objects/userns.plan"):
-        if os.path.exists(path):
-            return os.path.normpath(path)
-    return _PLAN
 
 
 def mount_id(fd: int) -> int:
@@ -144,7 +118,8 @@ class Entry:
 class Userns:
     """The policy's maps, and its links where this process made them. A context manager.
 
-    reused: names of the programs that were attached already when it was installed.
+    reused: names of the programs that were attached already when it was installed. lock: an fd to
+    lock by; this object closes it.
     """
 
     def __init__(
@@ -152,14 +127,17 @@ class Userns:
         maps: dict[str, Map],
         links: dict[str, Link],
         *,
+        places: Mapping[str, tuple[int, int]] | None = None,
         pins: str | None = None,
         reused: Sequence[str] = (),
+        lock: int = -1,
     ) -> None:
         self.maps = maps
         self.links = links
         self.pins = pins
+        self.places = places
         self.reused = tuple(reused)
-        self._lock = _lock(pins) if pins is not None else -1
+        self._lock = lock
         self._ended: RingBuffer | None = None
 
     # ── namespaces ──
@@ -213,10 +191,14 @@ class Userns:
                     if found is None:
                         continue  # replaced or removed since
                     with found:
-                        _allow(found, ids)
+                        if _allow(found, ids):
+                            return
+                        # There is no room left: a larger one takes its place.
+                        known = [struct.unpack("=Q", k)[0] for k in found.raw_keys()]
+                    with _inner_for([*known, *ids]) as made:
+                        outer.update(key, struct.pack("=i", made.fileno()), abi.BPF_EXIST)
                     return
-            with _new_inner() as made:
-                _allow(made, ids)
+            with _inner_for(ids) as made:
                 try:
                     outer.update(
                         key,
@@ -273,6 +255,13 @@ class Userns:
         return [
             Entry(inode, found.get(inode), inode in groups) for inode in sorted({*found, *groups})
         ]
+
+    def globals(self) -> Globals:
+        """The policy's globals, mapped inside a ``with`` block. Only of a handle that ``install``
+        gave: the Plan tells where they are."""
+        if self.places is None:
+            raise RestrictError("only the installer knows where the globals are.")
+        return Globals(self.maps[".bss"].fileno(), self.maps[".bss"].value_size, self.places)
 
     # ── their end ──
 
@@ -336,206 +325,35 @@ class _Turn:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
-def _new_inner() -> Map:
-    return create(
-        abi.BPF_MAP_TYPE_HASH, 8, 4, MOUNTS_MOST,
-        name="userns_allowed", flags=abi.BPF_F_NO_PREALLOC,
+def _inner_for(ids: Sequence[int]) -> Map:
+    """A new inner map with these mounts, and as large as it needs to be: the kernel compares type
+    and sizes of an inner map with its pattern's, but not max_entries (5.10)."""
+    needed = len(set(ids))
+    room = _ROOM
+    while room < needed:
+        room *= 4
+    if needed > MOUNTS_MOST:
+        raise RestrictError(f"a namespace can have at most {MOUNTS_MOST} mounts.")
+    made = create(
+        abi.BPF_MAP_TYPE_HASH, 8, 4, min(room, MOUNTS_MOST),
+        name=_INNER, flags=abi.BPF_F_NO_PREALLOC,
     )  # fmt: skip
+    try:
+        for ident in ids:
+            made.update(struct.pack("=Q", ident), 1)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
-def _allow(inner: Map, ids: Sequence[int]) -> None:
+def _allow(inner: Map, ids: Sequence[int]) -> bool:
+    """Add mounts; False if there is no room for all of them."""
     for ident in ids:
         try:
             inner.update(struct.pack("=Q", ident), 1)
         except KernelError as error:
-            if error.errno == errno.E2BIG:
-                error.hint = f"A namespace can have at most {MOUNTS_MOST} mounts."
-            raise
-
-
-# ── installing ──
-
-
-def _lock(pins: str) -> int:
-    return os.open(f"{pins}/maps", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _make_folders(pins: str) -> None:
-    """Make the directories of the pins, whose every part is root's alone."""
-    for part in ("maps", "programs"):
-        path = f"{pins}/{part}"
-        try:
-            os.makedirs(path, 0o700, exist_ok=True)
-            info = os.lstat(path)
-        except OSError as error:
-            raise KernelError(
-                f"no directory for the pins: {error.strerror}.",
-                errno=error.errno or 0, call="mkdir", path=path,
-                hint="Mount bpffs: mount -t bpf bpf /sys/fs/bpf.",
-            ) from None  # fmt: skip
-        if info.st_uid != 0 or info.st_mode & 0o022:
-            raise RestrictError(
-                "it is no directory that root alone can write to.", path=path, hint="Remove it."
-            )
-
-
-def _pinned(path: str, kind: str) -> int | None:
-    try:
-        fd = bpf.obj_get(path)
-    except KernelError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        raise error.at(path=path) from None
-    try:
-        check_kind(fd, kind)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_link(link: Link, obj: Object, name: str, path: str) -> None:
-    """A link that is reused must be of this very program with these very maps."""
-    ours = obj.programs[name]
-    shared = {obj.maps[map_name].id for map_name in _MAPS} & set(ours.map_ids())
-    with Program.from_id(link.prog_id) as theirs:
-        same = theirs.info()["tag"] == ours.info()["tag"] and shared <= set(theirs.map_ids())
-    if not same:
-        raise RestrictError(
-            "the pinned link is not of this version's program and maps.",
-            program=name, path=path,
-            hint="Remove the pins first: restrict userns uninstall.",
-        )  # fmt: skip
-
-
-def install(plan: Plan, *, pins: str | None = PINS, audit: bool = False) -> Userns:
-    """Load, attach and arm; what is pinned already is taken and told in ``Userns.reused``.
-
-    pins: a directory in bpffs, made if it is missing; None: the policy ends with the handle.
-    audit: report, but deny nothing. Raises RestrictError, KernelError or VerifierError; what this
-    call made is undone then.
-    """
-    from pybpf.plan.run import run
-
-    made: list[str] = []
-    links: dict[str, Link] = {}
-    given: dict[str, int] = {}
-    reused: list[str] = []
-    obj: Object | None = None
-    result: Userns | None = None
-    lock = -1
-    try:
-        if pins is not None:
-            _make_folders(pins)
-            lock = _lock(pins)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for name, pin in _MAPS.items():
-                fd = _pinned(f"{pins}/maps/{pin}", "map")
-                if fd is not None:
-                    given[name] = fd
-        obj = run(plan, maps=given)
-        if pins is not None:
-            for name, pin in _MAPS.items():
-                if name not in given:
-                    path = f"{pins}/maps/{pin}"
-                    obj.maps[name].pin(path)
-                    made.append(path)
-        for name in obj.programs:
-            path = f"{pins}/programs/{name.removeprefix(_PREFIX)}"
-            fd = _pinned(path, "link") if pins is not None else None
-            if fd is not None:
-                links[name] = Link(fd, name)
-                _check_link(links[name], obj, name, path)
-                reused.append(name)
-                continue
-            attached = obj.attach_program(name)
-            assert attached is not None
-            links[name] = Link(attached.dup(), name)
-            if pins is not None:
-                links[name].pin(path)
-                made.append(path)
-        obj.vars["audit"] = int(audit)
-        obj.vars["armed"] = 1
-        maps = {name: Map(obj.maps[name].dup(), name) for name in _MAPS}
-        result = Userns(maps, links, pins=pins, reused=reused)
-    except BaseException as error:
-        for path in reversed(made):
-            _unlink(path)
-        for link in links.values():
-            link.close()
-        if pins is not None:
-            _remove_folders(pins)
-        if isinstance(error, PybpfError):
-            raise error.at(policy="userns") from None
-        raise
-    finally:
-        if obj is not None:
-            obj.close()
-        for fd in given.values():
-            os.close(fd)
-        if lock >= 0:
-            os.close(lock)
-    return result
-
-
-def open_pinned(pins: str = PINS) -> Userns | None:
-    """The handle of an installed policy; None if nothing is pinned there."""
-    maps: dict[str, Map] = {}
-    if not os.path.isdir(f"{pins}/maps"):
-        return None
-    try:
-        for name, pin in _MAPS.items():
-            fd = _pinned(f"{pins}/maps/{pin}", "map")
-            if fd is None:
-                if maps:
-                    raise RestrictError(
-                        f"the pin {pin} is missing beside the others.",
-                        path=f"{pins}/maps", hint="Install again.",
-                    )  # fmt: skip
-                return None
-            maps[name] = Map(fd, name)
-        result = Userns(maps, {}, pins=pins)
-    except BaseException:
-        for found in maps.values():
-            found.close()
-        raise
-    return result
-
-
-def pinned_links(pins: str = PINS) -> Iterator[str]:
-    """Names of the programs whose links are pinned."""
-    try:
-        yield from sorted(os.listdir(f"{pins}/programs"))
-    except FileNotFoundError:
-        return
-
-
-def uninstall(pins: str = PINS) -> bool:
-    """Remove the pins, links first; False if there were none."""
-    found = False
-    for part in ("programs", "maps"):
-        folder = f"{pins}/{part}"
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            continue
-        for name in names:
-            found = _unlink(f"{folder}/{name}") or found
-    _remove_folders(pins)
-    return found
-
-
-def _unlink(path: str) -> bool:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
+            if error.errno != errno.E2BIG:
+                raise
+            return False
     return True
-
-
-def _remove_folders(pins: str) -> None:
-    for path in (f"{pins}/programs", f"{pins}/maps", pins):
-        try:
-            os.rmdir(path)
-        except OSError:  # not empty, or not there: somebody else's
-            pass

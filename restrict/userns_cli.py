@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""``restrict userns install|uninstall|put|reset|list|watch``."""
+"""``restrict userns install|uninstall|status|put|reset|list|watch``."""
 
 from __future__ import annotations
 
 import os
 
-from restrict import userns
+from restrict import userns, userns_pins
 from restrict.errors import KernelError, RestrictError
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ def _print_json(value: object) -> None:
 
 
 def _opened(arguments: argparse.Namespace) -> userns.Userns:
-    found = userns.open_pinned(arguments.pins)
+    found = userns_pins.open_pinned(arguments.pins)
     if found is None:
         raise RestrictError(
             "the userns policy is not installed.", path=arguments.pins,
@@ -48,14 +48,16 @@ def _inode(text: str) -> int | None:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    plan = userns.load_plan(arguments.plan or userns.default_plan())
+    plan = userns_pins.load_plan(arguments.plan or userns_pins.default_plan())
     stop = -1
     if arguments.no_pin:
         from restrict.serve import wait_signals
 
         stop = wait_signals()
     pins = None if arguments.no_pin else arguments.pins
-    with userns.install(plan, pins=pins, audit=arguments.audit) as policy:
+    with userns_pins.install(
+        plan, pins=pins, audit=arguments.audit, owner=arguments.owner
+    ) as policy:
         attached = sorted(set(policy.links) - set(policy.reused))
         if arguments.json:
             _print_json(
@@ -75,12 +77,12 @@ def _install(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
         if arguments.no_pin:
-            _watch_until(policy, arguments.json, stop)
+            _serve(policy, arguments.json, stop)
     return 0
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
-    found = userns.uninstall(arguments.pins)
+    found = userns_pins.uninstall(arguments.pins)
     if arguments.json:
         _print_json({"removed": found})
     elif not found:
@@ -132,7 +134,7 @@ def _list(arguments: argparse.Namespace) -> int:
     with _opened(arguments) as policy:
         policy.remove_ended()
         entries = policy.namespaces()
-    programs = list(userns.pinned_links(arguments.pins))
+    programs = list(userns_pins.pinned_links(arguments.pins))
     if arguments.json:
         _print_json({"programs": programs, "namespaces": [e.as_dict() for e in entries]})
         return 0
@@ -144,41 +146,61 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _watch_until(policy: userns.Userns, as_json: bool, stop: int) -> None:
-    import select
+def _status(arguments: argparse.Namespace) -> int:
+    from restrict import userns_status
 
-    from pybpf.kernel.ringbuf import RingBuffer
-    from restrict.userns_events import Event
+    found = userns_status.read(arguments.pins)
+    if arguments.json:
+        _print_json({"in_force": False} if found is None else found.as_dict())
+    elif found is None:
+        print(f"userns: not installed in {arguments.pins}")
+    else:
+        print(found.text())
+    return 0 if found is not None and found.in_force else 1
 
-    def show(record: memoryview) -> None:
-        event = Event(record)
+
+def _serve(policy: userns.Userns, as_json: bool, stop: int) -> None:
+    """Take out what has ended, print events, and offer them to `restrict events`."""
+    from restrict.events import Event
+    from restrict.serve import SOCKETS, Server
+
+    def ended() -> None:
+        for inode in policy.remove_ended():
+            if as_json:
+                _print_json({"event": "ended", "inode": inode})
+            else:
+                print(f"namespace {inode} has ended", flush=True)
+
+    def show(event: Event) -> None:
         if as_json:
             _print_json({"event": "denial", **event.as_dict()})
         else:
             print(event.text(), flush=True)
 
-    events = policy.maps["userns_events"]
-    poll = select.poll()
-    for fd in (policy.fileno(), events.fileno(), stop):
-        poll.register(fd, select.POLLIN)
-    with RingBuffer(events) as ring:
-        while True:
-            for inode in policy.remove_ended():
-                if as_json:
-                    _print_json({"event": "ended", "inode": inode})
-                else:
-                    print(f"namespace {inode} has ended", flush=True)
-            ring.consume(show)
-            if any(fd == stop for fd, _ in poll.poll()):
-                return
+    ended()
+    with Server(policy.maps["events"].fileno(), SOCKETS["userns"]) as server:
+        server.run(stop, show, (policy.fileno(), ended))
 
 
 def _watch(arguments: argparse.Namespace) -> int:
+    import fcntl
+
     from restrict.serve import wait_signals
 
     stop = wait_signals()
     with _opened(arguments) as policy:
-        _watch_until(policy, arguments.json, stop)
+        turn = _open(f"{arguments.pins}/programs", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RestrictError(
+                    "another `restrict userns watch` runs: only one process can read the events.",
+                    path=arguments.pins, hint="Read them from it: `restrict events --follow`.",
+                ) from None  # fmt: skip
+            _serve(policy, arguments.json, stop)
+        finally:
+            os.close(turn)
     return 0
 
 
@@ -192,7 +214,7 @@ def add_parser(commands: Any) -> None:
         command = inner.add_parser(name, help=words, description=words)
         command.add_argument("--json", action="store_true", help="machine-readable output")
         command.add_argument(
-            "--pins", metavar="DIR", default=userns.PINS, help="directory in bpffs"
+            "--pins", metavar="DIR", default=userns_pins.PINS, help="directory in bpffs"
         )
         command.set_defaults(run=run)
         return command
@@ -203,7 +225,13 @@ def add_parser(commands: Any) -> None:
     install.add_argument(
         "--no-pin", action="store_true", help="run until a signal, and watch meanwhile"
     )
+    install.add_argument(
+        "--owner", type=int, metavar="PID",
+        help="from now on this process alone may open the policy's maps "
+        "(default: CAP_SYS_ADMIN in the initial user namespace)",
+    )  # fmt: skip
     add("uninstall", "remove the pins, and so the policy", _uninstall)
+    add("status", "tell what is in force; works without privileges", _status)
 
     put = add("put", "manage a namespace, or add to its mounts", _put)
     put.add_argument("namespace", help="inode number, or a path such as /proc/PID/ns/user")

@@ -19,10 +19,65 @@ struct block_device {
 	struct gendisk *bd_disk;
 } __core;
 
+struct ns_common {
+	unsigned int inum;
+} __core;
+
+struct uid_gid_extent {
+	u32 first;
+	u32 lower_first; /* as the initial namespace counts */
+	u32 count;
+} __core;
+
+struct uid_gid_map {
+	union {
+		struct {
+			struct uid_gid_extent extent[5]; /* if there are at most five */
+			u32 nr_extents;
+		};
+	};
+} __core;
+
+struct user_namespace {
+	struct uid_gid_map uid_map;
+	struct uid_gid_map gid_map;
+	struct user_namespace *parent;
+	struct ns_common ns;
+} __core;
+
+typedef struct {
+	u64 val;
+} __core kernel_cap_t;
+
+struct cred {
+	kernel_cap_t cap_effective;
+	struct user_namespace *user_ns;
+} __core;
+
+struct ipc_namespace {
+	struct user_namespace *user_ns;
+} __core;
+
+struct nsproxy {
+	struct ipc_namespace *ipc_ns;
+} __core;
+
 struct super_block {
 	u32 s_dev;
 	unsigned long s_magic;
 	struct block_device *s_bdev;
+	struct user_namespace *s_user_ns;
+	void *s_fs_info;
+} __core;
+
+struct vfsmount {
+	struct super_block *mnt_sb;
+} __core;
+
+/* fs/mount.h; mnt_id_unique: 6.8+ (98d2b43081972). Never given out twice, unlike mnt_id. */
+struct mount {
+	struct vfsmount mnt;
+	u64 mnt_id_unique;
 } __core;
 
 struct inode {
@@ -38,13 +93,17 @@ struct qstr {
 
 struct dentry {
 	struct qstr d_name;
+	struct inode *d_inode;
+	struct super_block *d_sb;
 } __core;
 
 struct path {
+	struct vfsmount *mnt;
 	struct dentry *dentry;
 } __core;
 
 struct file {
+	unsigned int f_flags;
 	struct inode *f_inode;
 	struct path f_path;
 } __core;
@@ -73,10 +132,13 @@ struct task_struct {
 	unsigned int personality;
 	struct task_struct *group_leader;
 	u64 start_boottime; /* ns since boot, of this thread */
+	const struct cred *cred; /* in force: override_creds() included */
+	struct nsproxy *nsproxy;
 } __core;
 
 struct bpf_map {
 	u32 id;
+	char name[16];
 } __core;
 
 struct bpf_prog_aux {

@@ -7,19 +7,18 @@
 #define BPF_INCLUDE_USERNS_H
 
 #include "bpf.h"
+#include "policy.h"
 
 enum {
 	USERNS_MAX_NAMESPACES = 16384, /* entries of userns_mounts and userns_groups */
 	USERNS_MAX_MOUNTS = 4096,      /* entries of each inner map */
 	/* Bytes of the teardown ring buffer: each managed namespace once, 16 bytes a record. */
 	USERNS_TEARDOWN_SIZE = 1 << 18,
-	USERNS_EVENTS_SIZE = 1 << 17,
+	USERNS_EVENTS_SIZE = 1 << 18,
 	USERNS_MAX_LEVELS = 34, /* a namespace, its parent …, the initial one: the kernel's most */
-	USERNS_COMM_SIZE = 16,
-	USERNS_NAME_SIZE = 64,
 };
 
-/* What was attempted. */
+/* What was attempted. Also the key of the counters map. */
 enum userns_operation {
 	USERNS_OP_CHOWN = 0,
 	USERNS_OP_MKDIR = 1,
@@ -31,13 +30,15 @@ enum userns_operation {
 	USERNS_OP_MQUEUE = 7,   /* mq_open(O_CREAT), which asks no path hook */
 	USERNS_OP_OVERLAY = 8,  /* mount of an overlay, whose upper layer is written with no hook */
 	USERNS_OP_SETGROUPS = 9,
+	USERNS_OP_BPF_MAP = 10,     /* a new fd to a guarded map (bpf_map) */
+	USERNS_OP_BPF_PROGRAM = 11, /* a new fd to a guarded program (bpf_prog) */
+	USERNS_OP_BPF_LINK = 12,    /* BPF_LINK_GET_FD_BY_ID of a guarded link (bpf) */
+	USERNS_OP_PTRACE = 13,      /* attaching to the owner */
+	USERNS_OP_ACL = 14,         /* setxattr of a POSIX ACL */
+	USERNS_OP_CAPABILITY = 15,  /* setxattr of file capabilities */
+	USERNS_OP_IPC = 16,         /* shmget, msgget or semget that makes an object */
+	USERNS_OP_SUBVOLUME = 17,   /* btrfs ioctl that makes a subvolume or a snapshot */
 	USERNS_OP_COUNT,
-};
-
-enum userns_verdict {
-	USERNS_ALLOWED = 0,
-	USERNS_DENIED = 1,  /* refused with EPERM */
-	USERNS_AUDITED = 2, /* would have been refused; audit mode let it pass */
 };
 
 enum userns_reason {
@@ -47,26 +48,20 @@ enum userns_reason {
 	USERNS_REASON_UPPER = 3,     /* the overlay's upper filesystem is not the namespace's */
 	USERNS_REASON_OVERLAY = 4,   /* what is below the overlay cannot be told */
 	USERNS_REASON_SETGROUPS = 5, /* denied for the namespace or one above it */
+	USERNS_REASON_GUARD_MAP = 6,
+	USERNS_REASON_GUARD_PROGRAM = 7,
+	USERNS_REASON_GUARD_LINK = 8,
+	USERNS_REASON_PTRACE_OWNER = 9,
+	USERNS_REASON_IDS = 10,      /* it names an id of the namespace's and outlasts it */
+	USERNS_REASON_IPC = 11,      /* the IPC namespace outlasts the user namespace */
 };
 
-/* One record of the events ring buffer: 160 bytes. */
-struct userns_event {
-	u64 time;                        /*   0: ns since boot (CLOCK_BOOTTIME) */
-	enum userns_operation operation; /*   8 */
-	enum userns_reason reason;       /*  12 */
-	enum userns_verdict verdict;     /*  16 */
-	u32 pid;                         /*  20: process, initial pid namespace */
-	u32 tid;                         /*  24 */
-	u32 uid;                         /*  28: real uid, initial user namespace */
-	u64 mount;                       /*  32: unique mount id; 0: no mount */
-	u32 managed;                     /*  40: inode of the managed namespace; 0: none found */
-	u32 userns;                      /*  44: inode of the process' own namespace */
-	u64 magic;                       /*  48: of the filesystem */
-	u32 device;                      /*  56: its s_dev, (major << 20) | minor */
-	u32 name_length;                 /*  60: bytes in name without the NUL */
-	char comm[USERNS_COMM_SIZE];     /*  64 */
-	char name[USERNS_NAME_SIZE];     /*  80: last component */
-	u64 reserved[2];                 /* 144: zero */
-};
+/*
+ * In struct policy_event (policy.h):
+ *   prot    inode of the process' own user namespace
+ *   flags   unique mount id; 0: no mount
+ *   object  inode of the managed namespace; 0: none found
+ *   path    the last component (POLICY_PATH_NAME_ONLY)
+ */
 
 #endif

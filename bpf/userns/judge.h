@@ -4,14 +4,18 @@
 #define BPF_USERNS_JUDGE_H
 
 #include "state.h"
+#include "../common/report.h"
 
 /* What is asked, and what was found out on the way. */
-struct request {
-	enum userns_operation operation;
-	u32 managed; /* inode of the nearest managed namespace */
-	u64 mount;
-	u64 name; /* address of the last component */
+struct question {
+	struct request request;
+	u64 managed; /* address of the nearest managed namespace; 0: none */
 };
+
+/* The words of struct request that mean something else here (include/userns.h). */
+#define own_inode prot
+#define mount_id flags
+#define managed_inode object
 
 static __always_inline const struct user_namespace *own_namespace(void)
 {
@@ -31,16 +35,27 @@ static __always_inline bool is_at_or_below(const struct user_namespace *ns, u64 
 	return false;
 }
 
+/* Notes in the question which filesystem it is about. */
+static __always_inline void describe(struct question *question, const struct super_block *sb)
+{
+	question->request.magic = sb->s_magic;
+	question->request.device = sb->s_dev;
+}
+
 /* The nearest managed namespace at or above the caller's decides, so that unshare() does not lead
- * out of it. A pointer that cannot be read gives inode 0, which is no namespace: refused. */
-static __always_inline enum userns_reason judge(struct request *request,
-						const struct super_block *sb)
+ * out of it. A pointer that cannot be read gives inode 0, which is no namespace: refused. `owner` is
+ * the namespace to which what is about to be changed belongs, `mount` its unique mount id or 0. */
+static __always_inline u32 judge(struct question *question, const struct user_namespace *owner,
+				 u64 mount)
 {
 	const struct user_namespace *ns = own_namespace();
 	void *mounts = NULL;
 	u32 inode;
 
-	for (u32 level = 0; level < USERNS_MAX_LEVELS; level++) {
+	question->managed = 0;
+	question->request.own_inode = ns->ns.inum;
+	question->request.mount_id = mount;
+	for (u32 level = 0; level < USERNS_MAX_LEVELS && level < max_levels; level++) {
 		inode = ns->ns.inum;
 		if (!inode)
 			return USERNS_REASON_TOO_DEEP;
@@ -53,41 +68,76 @@ static __always_inline enum userns_reason judge(struct request *request,
 	}
 	if (!mounts)
 		return USERNS_REASON_TOO_DEEP;
-	request->managed = inode;
-	if (sb && is_at_or_below(sb->s_user_ns, (u64)ns))
+	question->request.managed_inode = inode;
+	question->managed = (u64)ns;
+	if (owner && is_at_or_below(owner, (u64)ns))
 		return USERNS_REASON_NONE;
-	if (request->mount && bpf_map_lookup_elem(mounts, &request->mount))
+	if (mount && bpf_map_lookup_elem(mounts, &mount))
 		return USERNS_REASON_NONE;
 	return USERNS_REASON_MOUNT;
+}
+
+/* Answers; the counters are about managed namespaces only. */
+static __always_inline int answer(struct question *question, u32 reason, u64 name)
+{
+	if (reason == USERNS_REASON_NONE && !question->managed)
+		return 0;
+	return conclude(&question->request, reason, true, NULL, name);
+}
+
+static __always_inline int judge_path(enum userns_operation operation, u64 address, u64 dentry)
+{
+	const struct path *path = cast_to(address, struct path);
+	const struct super_block *sb = path->mnt->mnt_sb;
+	struct question question = {.request.operation = operation};
+	u64 mount;
+	u32 reason;
+
+	mount = cast_to((u64)path->mnt - core_offset(struct mount, mnt), struct mount)->mnt_id_unique;
+	reason = judge(&question, sb->s_user_ns, mount);
+	describe(&question, sb);
+	return answer(&question, reason,
+		      (u64)(dentry ? cast_to(dentry, struct dentry) : path->dentry)->d_name.name);
+}
+
+/* Where no hook tells the mount: only filesystems of the namespace's own will do. */
+static __always_inline u32 judge_filesystem(struct question *question, const struct super_block *sb)
+{
+	u32 reason = judge(question, sb->s_user_ns, 0);
+
+	describe(question, sb);
+	return reason;
+}
+
+static __always_inline u64 read_word(u64 address)
+{
+	return cast_to(address, struct timespec64)->tv_sec;
 }
 
 /* Overlayfs writes its upper layer with the mounter's credentials and asks no path hook again, so
  * the upper filesystem is judged once, at mount. Its mount is a private clone of the one that was
  * named, so an allow-list cannot name it: only a filesystem of the namespace's own will do. */
-static __always_inline enum userns_reason judge_overlay(struct request *request,
-							const struct super_block *sb)
+static __always_inline u32 judge_overlay(struct question *question, const struct super_block *sb)
 {
 	const struct vfsmount *upper;
-	enum userns_reason reason;
+	u32 reason;
 	u64 layers;
 
 	/* Asked about no filesystem of its own: is the caller managed at all? */
-	reason = judge(request, NULL);
+	reason = judge(question, NULL, 0);
+	describe(question, sb);
 	if (reason == USERNS_REASON_NONE || reason == USERNS_REASON_TOO_DEEP)
 		return reason;
 	if (!core_type_exists(struct ovl_fs) || !core_type_exists(struct ovl_layer))
 		return USERNS_REASON_OVERLAY;
-	layers = cast_to((u64)sb->s_fs_info + core_offset(struct ovl_fs, layers), struct timespec64)
-			 ->tv_sec;
+	layers = read_word((u64)sb->s_fs_info + core_offset(struct ovl_fs, layers));
 	if (!layers)
 		return USERNS_REASON_OVERLAY;
-	upper = cast_to(cast_to(layers + core_offset(struct ovl_layer, mnt), struct timespec64)
-				->tv_sec,
-			struct vfsmount);
+	upper = cast_to(read_word(layers + core_offset(struct ovl_layer, mnt)), struct vfsmount);
 	if (!upper)
 		return USERNS_REASON_NONE; /* read-only */
-	return judge(request, upper->mnt_sb) == USERNS_REASON_NONE ? USERNS_REASON_NONE
-								  : USERNS_REASON_UPPER;
+	return is_at_or_below(upper->mnt_sb->s_user_ns, question->managed) ? USERNS_REASON_NONE
+									   : USERNS_REASON_UPPER;
 }
 
 #endif

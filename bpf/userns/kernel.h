@@ -1,64 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The kernel types userns looks into, reduced to the members it reads; all accesses are relocated. */
+/* The kernel types that userns alone looks into; include/kernel.h has the rest. */
 #ifndef BPF_USERNS_KERNEL_H
 #define BPF_USERNS_KERNEL_H
 
-#include "../include/bpf.h"
+#include "../include/kernel.h"
 
-struct ns_common {
-	unsigned int inum;
-} __core;
+/* An entry is 8 bytes: tag and permissions, 16 bits each, and a kernel id of 32 bits. */
+struct posix_acl_entry {
+	short e_tag;
+	unsigned short e_perm;
+	unsigned int id;
+};
 
-struct user_namespace {
-	struct user_namespace *parent;
-	struct ns_common ns;
-} __core;
-
-struct cred {
-	struct user_namespace *user_ns;
-} __core;
-
-struct task_struct {
-	const struct cred *cred;
-} __core;
-
-struct super_block {
-	u32 s_dev;
-	unsigned long s_magic;
-	struct user_namespace *s_user_ns;
-	void *s_fs_info;
-} __core;
-
-struct vfsmount {
-	struct super_block *mnt_sb;
-} __core;
-
-/* fs/mount.h; mnt_id_unique: 6.8+ (98d2b43081972). Never given out twice, unlike mnt_id. */
-struct mount {
-	struct vfsmount mnt;
-	u64 mnt_id_unique;
-} __core;
-
-struct qstr {
-	const unsigned char *name;
-} __core;
-
-struct dentry {
-	struct qstr d_name;
-} __core;
-
-struct path {
-	struct vfsmount *mnt;
-	struct dentry *dentry;
-} __core;
-
-struct inode {
-	struct super_block *i_sb;
-} __core;
-
-struct file {
-	unsigned int f_flags;
-	struct path f_path;
+struct posix_acl {
+	unsigned int a_count;
+	struct posix_acl_entry a_entries[0];
 } __core;
 
 /* Overlayfs: in the module's own BTF, so known only if it is loaded before the policy is; only
@@ -70,14 +26,5 @@ struct ovl_layer {
 struct ovl_fs {
 	struct ovl_layer *layers; /* [0].mnt is the upper one, NULL if there is none */
 } __core;
-
-/* Not relocated: only bytes and a 64-bit word at offset 0 are read. */
-struct new_utsname {
-	char sysname[65];
-};
-
-struct timespec64 {
-	s64 tv_sec;
-};
 
 #endif

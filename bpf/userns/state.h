@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Numbers, state and maps of userns. */
+/* Numbers, settings, state and maps of userns. */
 #ifndef BPF_USERNS_STATE_H
 #define BPF_USERNS_STATE_H
 
@@ -8,29 +8,63 @@
 #include "kernel.h"
 
 enum {
-	EPERM = 1,
+	THIS_POLICY = POLICY_USERNS,
+	OPERATIONS = USERNS_OP_COUNT,
+	EVENTS_SIZE = USERNS_EVENTS_SIZE,
+	OP_BPF_MAP = USERNS_OP_BPF_MAP,
+	OP_BPF_PROGRAM = USERNS_OP_BPF_PROGRAM,
+	OP_BPF_LINK = USERNS_OP_BPF_LINK,
+	OP_PTRACE = USERNS_OP_PTRACE,
+	REASON_GUARD_MAP = USERNS_REASON_GUARD_MAP,
+	REASON_GUARD_PROGRAM = USERNS_REASON_GUARD_PROGRAM,
+	REASON_GUARD_LINK = USERNS_REASON_GUARD_LINK,
+	REASON_PTRACE_OWNER = USERNS_REASON_PTRACE_OWNER,
+};
+#include "../common/state.h"
+
+enum {
 	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
 	RENAME_WHITEOUT = 1 << 2,
 	O_TMPFILE_BIT = 020000000, /* __O_TMPFILE on x86-64 and aarch64 */
+	CAP_SYS_ADMIN = 21,
+
+	/* include/uapi/linux/posix_acl.h */
+	ACL_USER = 0x02,
+	ACL_GROUP = 0x08,
+	ACL_MOST = 1 << 13, /* entries in an xattr of 64 KiB */
+
+	/* struct vfs_ns_cap_data (include/uapi/linux/capability.h) */
+	CAPABILITY_SIZE = 24,
+	CAPABILITY_ROOT = 20,
+
+	EXTENTS_IN_PLACE = 5, /* UID_GID_MAP_MAX_BASE_EXTENTS */
+
+	/* include/uapi/linux/btrfs.h: type and numbers of the ioctls that make a directory */
+	BTRFS_IOCTL = 0x94,
+	BTRFS_SNAP_CREATE = 1,
+	BTRFS_SUBVOL_CREATE = 14,
+	BTRFS_SNAP_CREATE_V2 = 23,
+	BTRFS_SUBVOL_CREATE_V2 = 24,
 };
 
 #define OVERLAYFS_MAGIC 0x794c7630
 #define MQUEUE_MAGIC 0x19800202
+#define BTRFS_MAGIC 0x9123683e
 #define INIT_USER_NAMESPACE 0xEFFFFFFDU /* PROC_USER_INIT_INO */
 
-/* 0: every hook allows. 1: the policy is in force. */
-volatile u32 armed;
-/* 1: what would be denied is reported and allowed. */
-volatile u32 audit;
-/* Records that found no room in a ring buffer. */
-volatile u64 events_lost;
+/* Levels of namespaces that are looked at; more than USERNS_MAX_LEVELS mean nothing. */
+const volatile u32 max_levels = USERNS_MAX_LEVELS;
+
+/* 1: whoever has CAP_SYS_ADMIN in the initial user namespace passes the guard as the owner does:
+ * with pins the policy is administered by one process after the other. */
+volatile u32 administrators;
+/* Ends of namespaces that found no room in the ring buffer. */
 volatile u64 teardown_lost;
-volatile u64 denied[USERNS_OP_COUNT];
-volatile u64 audited[USERNS_OP_COUNT];
 
 #define __array(name, value) typeof(value) *name[]
 
-/* Unique mount ids on which members of one namespace may create inodes; the value means nothing. */
+/* Unique mount ids on which members of one namespace may create inodes; the value means nothing.
+ * Inner maps may be smaller and grow by being replaced: the kernel does not compare max_entries. */
 struct mounts {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -62,10 +96,5 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, USERNS_TEARDOWN_SIZE);
 } userns_ended SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, USERNS_EVENTS_SIZE);
-} userns_events SEC(".maps");
 
 #endif

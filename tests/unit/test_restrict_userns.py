@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from pybpf.plan import ops
-from restrict import cli, userns, userns_events
+from restrict import abi, cli, userns, userns_pins
 from restrict.errors import RestrictError
+from restrict.events import Event
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADER = (ROOT / "bpf/include/userns.h").read_text()
+PROGRAMS = 24
 PLAN = str(ROOT / "bpf/objects/userns.plan")
 
 
@@ -31,9 +33,8 @@ def _names(enum: str, prefix: str) -> tuple[str, ...]:
 
 
 def test_names_are_those_of_the_header() -> None:
-    assert _names("userns_operation", "USERNS_OP_") == userns_events.OPERATIONS
-    assert _names("userns_reason", "USERNS_REASON_") == userns_events.REASONS
-    assert _names("userns_verdict", "USERNS_") == userns_events.VERDICTS
+    assert _names("userns_operation", "USERNS_OP_") == abi.USERNS_OPERATIONS
+    assert _names("userns_reason", "USERNS_REASON_") == abi.USERNS_REASONS
 
 
 def test_the_record_is_that_of_the_object() -> None:
@@ -44,15 +45,14 @@ def test_the_record_is_that_of_the_object() -> None:
     inner = spec.maps["userns_mounts"].inner
     assert inner is not None
     assert (inner.key_size, inner.value_size, inner.max_entries) == (8, 4, userns.MOUNTS_MOST)
-    offsets = [int(n) for n in re.findall(r"/\* +(\d+)[:\s]", HEADER)]
-    assert max(offsets) + 16 == userns_events.EVENT.size
 
 
 def test_the_plan_has_the_policy() -> None:
-    plan = userns.load_plan(PLAN)
-    assert set(userns._MAPS) <= set(plan.maps)
-    assert len(plan.programs) == 11
+    plan = userns_pins.load_plan(PLAN)
+    assert set(userns_pins._MAPS) <= set(plan.maps)
+    assert len(plan.programs) == PROGRAMS
     assert {"armed", "audit"} <= set(plan.variables)
+    assert set(userns.GLOBALS) <= set(plan.variables)
     assert plan.attach, "programs are attached by operations"
     assert all(isinstance(op, ops.LinkCreate) for op in plan.attach)
 
@@ -64,8 +64,8 @@ def test_no_probe_read_in_the_plan() -> None:
         assert isinstance(operations, tuple | list)
         return [op for op in operations if isinstance(op, ops.ProgLoad)]
 
-    found = loads(userns.load_plan(PLAN).ops)
-    assert len(found) == 11
+    found = loads(userns_pins.load_plan(PLAN).ops)
+    assert len(found) == PROGRAMS
     for op in found:
         for i in range(0, len(op.insns), 8):
             code, registers, _, imm = struct.unpack_from("<BBhi", op.insns, i)
@@ -73,35 +73,35 @@ def test_no_probe_read_in_the_plan() -> None:
                 assert imm not in (4, 45, 112, 113, 114, 115), op.name
 
 
-def _event(**values: int) -> bytes:
+def _event(**values: int) -> Event:
     fields = {
         "time": 2_500_000_000, "operation": 1, "reason": 1, "verdict": 1, "pid": 7, "tid": 8,
-        "uid": 9, "mount": 5, "managed": 77, "userns": 78, "magic": 0x01021994, "device": 34,
-        "length": 3,
+        "uid": 9, "cgroup": 6, "inode": 0, "magic": 0x01021994, "device": 34, "userns": 78,
+        "mount": 5, "managed": 77, "path_flags": 1, "length": 3,
     }  # fmt: skip
     fields.update(values)
-    return userns_events.EVENT.pack(*fields.values(), b"mkdir\0", b"abc\0", 0, 0)
+    return Event(abi.EVENT.pack(*fields.values(), b"mkdir\0", b"abc\0", 1))
 
 
 def test_an_event() -> None:
-    event = userns_events.Event(_event())
+    event = _event()
     assert event.as_dict() == {
-        "time": 2.5, "verdict": "denied", "operation": "mkdir", "reason": "mount", "pid": 7,
-        "tid": 8, "uid": 9, "comm": "mkdir", "managed": 77, "userns": 78, "magic": 0x01021994,
-        "device": "0:34", "mount": 5, "name": "abc",
+        "time": 2.5, "policy": "userns", "verdict": "denied", "operation": "mkdir",
+        "reason": "mount", "pid": 7, "tid": 8, "uid": 9, "comm": "mkdir", "cgroup": 6,
+        "managed": 77, "userns": 78, "filesystem": "tmpfs", "magic": 0x01021994,
+        "device": "0:34", "mount": 5, "path": "abc", "path_is_name": True,
     }  # fmt: skip
-    assert "denied mkdir mount" in event.text()
-    assert "name='abc'" in event.text()
+    assert event.text() == (
+        "2.500000 userns denied mkdir mount pid=7 comm='mkdir' uid=9 fs=tmpfs dev=0:34 "
+        "managed=77 userns=78 mount=5 name='abc'"
+    )
 
 
-def test_a_number_of_a_later_version_is_shown() -> None:
-    event = userns_events.Event(_event(operation=99, reason=98))
-    assert (event.operation, event.reason) == ("99", "98")
-
-
-def test_a_short_event() -> None:
-    with pytest.raises(RestrictError, match="different versions"):
-        userns_events.Event(_event()[:-1])
+def test_an_event_of_the_guard_is_about_an_object() -> None:
+    event = _event(operation=10, reason=6, mount=0, userns=0, managed=41, magic=0)
+    found = event.as_dict()
+    assert (found["operation"], found["reason"], found["object"]) == ("bpf_map", "guard_map", 41)
+    assert "managed" not in found
 
 
 @pytest.mark.parametrize("inode", [0, -1, 1 << 32, 1 << 63])

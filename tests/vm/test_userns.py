@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 
-from restrict import userns as policy_of
+from restrict import userns as names_of
+from restrict import userns_pins as policy_of
 from restrict.errors import RestrictError
-from restrict.userns_events import Event
+from restrict.events import Event
 from tests.vm import userns
 from tests.vm.outcome import ALLOWED, refused
 from tests.vm.scenario import Guest, Scenario
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from restrict.userns import Userns
 
 PLAN = "/project/bpf/objects/userns.plan"
+PROGRAMS = 24  # with the status
 
 # Each change of a map of maps waits for an RCU grace period: 2 ms on 7.3, longer on 6.12.
 namespaces = Scenario("userns", memory=2048, append="rcupdate.rcu_expedited=1", timeout=600)
@@ -63,7 +65,7 @@ def prepare(guest: Guest) -> None:
 def events(policy: Userns) -> list[Event]:
     from pybpf.kernel.ringbuf import RingBuffer
 
-    with RingBuffer(policy.maps["userns_events"]) as ring:
+    with RingBuffer(policy.maps["events"]) as ring:
         return [Event(record) for record in ring.read()]
 
 
@@ -182,7 +184,7 @@ def idmapped_mount(guest: Guest) -> None:
 def replace_and_extend(guest: Guest) -> None:
     namespace: userns.Namespace = guest.state["namespace"]
     foreign, allowed = namespace.path(userns.FOREIGN), namespace.path(userns.ALLOWED_DIR)
-    ids = [policy_of.mount_id(foreign), policy_of.mount_id(allowed)]
+    ids = [names_of.mount_id(foreign), names_of.mount_id(allowed)]
     assert len(set(ids)) == 2
     with installed() as policy:
         policy.put_by_inode(namespace.inode, [foreign], replace=True)
@@ -262,7 +264,7 @@ def audit_allows_and_reports(guest: Guest) -> None:
         put(guest, policy)
         events(policy)
         guest.expect(namespace.attempt(act, userns.FOREIGN, "audit0"), ALLOWED)
-        assert [(e.verdict, e.name) for e in events(policy)] == [("audited", "audit0")]
+        assert [(e.verdict, e.path) for e in events(policy)] == [("audited", "audit0")]
     with policy_of.install(plan) as policy:
         guest.expect(namespace.attempt(act, userns.FOREIGN, "audit1"), refused())
         policy.reset_by_inode(namespace.inode)
@@ -288,7 +290,7 @@ def two_processes_put(guest: Guest) -> None:
         children.append(child)
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
-    both = sorted(policy_of.mount_id(fd) for fd in sides)
+    both = sorted(names_of.mount_id(fd) for fd in sides)
     with installed() as policy:
         found = policy.namespaces()
         assert [e.inode for e in found] == list(inodes)
@@ -322,7 +324,7 @@ def ten_thousand_namespaces(guest: Guest) -> None:
         for inode in range(first, first + count):
             assert policy.reset_by_inode(inode)
         guest.note(f"{time.monotonic() - start:.1f} s; {full} KiB while all were there")
-        assert full > 100_000, f"only {full} KiB: the measure shows nothing"
+        assert 10_000 < full < 200_000, f"{full} KiB: either the measure shows nothing, or much is wasted"
         for _ in range(60):
             left = _used() - before
             if left < full // 20:
@@ -385,19 +387,19 @@ def command(*words: str) -> Any:
 @namespaces.case()
 def commands(guest: Guest) -> None:
     again = command("install")
-    assert (again["attached"], len(again["reused"])) == ([], 11)
+    assert (again["attached"], len(again["reused"])) == ([], PROGRAMS)
     namespace = userns.Namespace(mount=False)
     path = f"/proc/{namespace.pid}/ns/user"
     fd = os.open(userns.ALLOWED_DIR, os.O_PATH)
     entry = {
-        "inode": namespace.inode, "mounts": [policy_of.mount_id(fd)], "deny_setgroups": True
+        "inode": namespace.inode, "mounts": [names_of.mount_id(fd)], "deny_setgroups": True
     }  # fmt: skip
     os.close(fd)
     put_words = ("put", path, "--mount", userns.ALLOWED_DIR, "--deny-setgroups")
     assert command(*put_words) == {"inode": namespace.inode}
     found = command("list")
     assert found["namespaces"] == [entry]
-    assert len(found["programs"]) == 11
+    assert len(found["programs"]) == PROGRAMS - 1
     assert command("reset", str(namespace.inode))["removed"]
     assert command("list")["namespaces"] == []
     command(*put_words)

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The userns policy's life: installed with pins or for this process, found again, removed.
+
+    /sys/fs/bpf/restrict/userns/status       what is in force, for everybody
+    /sys/fs/bpf/restrict/userns/maps/        root's alone
+    /sys/fs/bpf/restrict/userns/programs/    the links
+
+With pins the policy goes on without a process. Who may open its maps then is the guard's
+business (bpf/common/guard.h): whoever has CAP_SYS_ADMIN in the initial user namespace, or, where
+an owner was named, that process alone. Pins of themselves keep root off nothing; the pins policy
+does.
+
+Needs Linux 6.12.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from pybpf.errors import PybpfError
+from pybpf.kernel.link import Link
+from pybpf.kernel.map import Map
+from pybpf.kernel.object import check_kind
+from pybpf.kernel.program import Program
+from pybpf.sys import bpf
+from restrict.errors import KernelError, RestrictError
+from restrict.fsaccess import load_plan
+from restrict.guard import Globals, offsets_of, start_ticks
+from restrict.release import wait_released
+from restrict.userns import GLOBALS, Userns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pybpf.plan.live import Object
+    from pybpf.plan.ops import Plan
+
+__all__ = [
+    "PINS",
+    "STATUS",
+    "default_plan",
+    "install",
+    "load_plan",
+    "open_pinned",
+    "pinned_links",
+    "uninstall",
+]
+
+PINS = "/sys/fs/bpf/restrict/userns"
+STATUS = "userns_status"
+_PLAN = "/usr/lib/restrict/userns.plan"
+_PREFIX = "userns_"
+# Map of the object → name of its pin: bpffs takes no dots.
+_MAPS = {
+    "userns_mounts": "mounts",
+    "userns_groups": "groups",
+    "userns_ended": "ended",
+    "events": "events",
+    "counters": "counters",
+    ".bss": "bss",
+}
+
+
+def default_plan() -> str:
+    """The frozen policy: the administrator's, else the one that came with restrict."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    for path in (_PLAN, f"{here}/objects/userns.plan", f"{here}/../bpf/objects/userns.plan"):
+        if os.path.exists(path):
+            return os.path.normpath(path)
+    return _PLAN
+
+
+def _lock(pins: str) -> int:
+    return os.open(f"{pins}/maps", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _make_folders(pins: str) -> None:
+    """Make the directories of the pins; nobody but root may write to any of them."""
+    for path, mode in ((pins, 0o711), (f"{pins}/maps", 0o700), (f"{pins}/programs", 0o700)):
+        try:
+            if path == pins:
+                os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
+            try:
+                os.mkdir(path, mode)
+            except FileExistsError:
+                pass
+            info = os.lstat(path)
+        except OSError as error:
+            raise KernelError(
+                f"no directory for the pins: {error.strerror}.",
+                errno=error.errno or 0, call="mkdir", path=path,
+                hint="Mount bpffs: mount -t bpf bpf /sys/fs/bpf.",
+            ) from None  # fmt: skip
+        if info.st_uid != 0 or info.st_mode & 0o022:
+            raise RestrictError(
+                "it is no directory that root alone can write to.", path=path, hint="Remove it."
+            )
+
+
+def _pinned(path: str, kind: str) -> int | None:
+    try:
+        fd = bpf.obj_get(path)
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        if error.errno == errno.EPERM:
+            error.hint = (
+                "The guard gives it to the policy's owner alone, see `restrict userns status`; "
+                "without one, to whoever has CAP_SYS_ADMIN in the initial user namespace."
+            )
+        raise error.at(path=path) from None
+    try:
+        check_kind(fd, kind)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_link(link: Link, obj: Object, name: str, path: str) -> None:
+    """A link that is reused must be of this very program with these very maps."""
+    ours = obj.programs[name]
+    shared = {obj.maps[map_name].id for map_name in _MAPS} & set(ours.map_ids())
+    with Program.from_id(link.prog_id) as theirs:
+        same = theirs.info()["tag"] == ours.info()["tag"] and shared <= set(theirs.map_ids())
+    if not same:
+        raise RestrictError(
+            "the pinned link is not of this version's program and maps.",
+            program=name, path=path,
+            hint="Remove the pins first: restrict userns uninstall.",
+        )  # fmt: skip
+
+
+def _link_pin(pins: str, name: str) -> str:
+    return f"{pins}/{'' if name == STATUS else 'programs/'}{name.removeprefix(_PREFIX)}"
+
+
+class _Installation:
+    """What was made so far, to be undone or handed over."""
+
+    def __init__(self, pins: str | None) -> None:
+        self.pins = pins
+        self.lock = -1
+        self.given: dict[str, int] = {}
+        self.links: dict[str, Link] = {}
+        self.reused: list[str] = []
+        self.made: list[str] = []
+        self.obj: Object | None = None
+
+    def load(self, plan: Plan) -> Object:
+        """Load the object, with the maps that are pinned already in place of new ones."""
+        from pybpf.plan.run import run
+
+        if self.pins is not None:
+            _make_folders(self.pins)
+            self.lock = _lock(self.pins)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+            for name, pin in _MAPS.items():
+                fd = _pinned(f"{self.pins}/maps/{pin}", "map")
+                if fd is not None:
+                    self.given[name] = fd
+        self.obj = obj = run(plan, maps=self.given)
+        if self.pins is not None:
+            for name, pin in _MAPS.items():
+                if name not in self.given:
+                    path = f"{self.pins}/maps/{pin}"
+                    obj.maps[name].pin(path)
+                    self.made.append(path)
+        return obj
+
+    def attach(self, obj: Object) -> None:
+        """Attach what no pinned link attaches already."""
+        for name in obj.programs:
+            path = _link_pin(self.pins, name) if self.pins is not None else ""
+            fd = _pinned(path, "link") if path else None
+            if fd is not None:
+                self.links[name] = Link(fd, name)
+                _check_link(self.links[name], obj, name, path)
+                self.reused.append(name)
+                continue
+            if name == STATUS and not path:
+                continue
+            attached = obj.attach_program(name)
+            assert attached is not None
+            self.links[name] = Link(attached.dup(), name)
+            if path:
+                self.links[name].pin(path)
+                self.made.append(path)
+                if name == STATUS:
+                    os.chmod(path, 0o444)
+
+    def guard(self, obj: Object, values: Globals, owner: int | None) -> None:
+        """Tell the guard what it guards and for whom."""
+        programs: set[int] = set()
+        maps = {found.id for found in obj.maps.values()}
+        for link in self.links.values():
+            programs.add(link.prog_id)
+            with Program.from_id(link.prog_id) as program:
+                maps.update(program.map_ids())
+        values.set_ids("guard_map_ids", sorted(maps))
+        values.set_ids("guard_program_ids", sorted(programs))
+        values.set_ids("guard_link_ids", sorted(link.id for link in self.links.values()))
+        values.set("administrators", int(owner is None))
+        ticks = 0 if owner is None or owner == 1 else start_ticks(owner)
+        values.set("owner_start_ticks", ticks)
+        values.set("owner_tgid", owner or 0)
+
+    def undo(self) -> None:
+        for path in reversed(self.made):
+            _unlink(path)
+        for link in self.links.values():
+            link.close()
+        if self.pins is not None:
+            _remove_folders(self.pins)
+
+    def close(self) -> None:
+        if self.obj is not None:
+            self.obj.close()
+        for fd in self.given.values():
+            os.close(fd)
+        if self.lock >= 0:
+            os.close(self.lock)
+
+
+def install(
+    plan: Plan, *, pins: str | None = PINS, audit: bool = False, owner: int | None = None
+) -> Userns:
+    """Load, attach, guard and arm; what is pinned already is taken and told in ``Userns.reused``.
+
+    pins: a directory in bpffs, made if it is missing; None: the policy ends with the handle.
+    audit: report, but deny nothing. owner: tgid of the one process that may open the policy's maps
+    from now on; None: whoever has CAP_SYS_ADMIN in the initial user namespace, and without pins
+    this process. Raises RestrictError, KernelError or VerifierError; what this call made is undone
+    then.
+    """
+    work = _Installation(pins)
+    if pins is None and owner is None:
+        owner = os.getpid()
+    try:
+        places = offsets_of(plan.variables, GLOBALS)
+        obj = work.load(plan)
+        work.attach(obj)
+        maps = {name: Map(obj.maps[name].dup(), name) for name in _MAPS}
+        result = Userns(
+            maps, work.links, places=places, pins=pins, reused=work.reused,
+            lock=-1 if pins is None else _lock(pins),
+        )  # fmt: skip
+        try:
+            with result.globals() as values:
+                values.set("audit", int(audit))
+                work.guard(obj, values, owner)
+                values.set("armed", 1)
+        except BaseException:
+            result.close()
+            raise
+    except BaseException as error:
+        work.undo()
+        if isinstance(error, PybpfError):
+            raise error.at(policy="userns") from None
+        if isinstance(error, OSError):
+            raise KernelError(
+                f"the policy cannot be installed: {error.strerror}.",
+                errno=error.errno or 0, call="open", policy="userns", path=error.filename,
+            ) from None  # fmt: skip
+        raise
+    finally:
+        work.close()
+    return result
+
+
+def open_pinned(pins: str = PINS) -> Userns | None:
+    """The handle of an installed policy; None if nothing is pinned there."""
+    maps: dict[str, Map] = {}
+    if not os.path.isdir(f"{pins}/maps"):
+        return None
+    try:
+        for name, pin in _MAPS.items():
+            fd = _pinned(f"{pins}/maps/{pin}", "map")
+            if fd is None:
+                if maps:
+                    raise RestrictError(
+                        f"the pin {pin} is missing beside the others.",
+                        path=f"{pins}/maps", hint="Install again.",
+                    )  # fmt: skip
+                return None
+            maps[name] = Map(fd, name)
+        result = Userns(maps, {}, pins=pins, lock=_lock(pins))
+    except BaseException:
+        for found in maps.values():
+            found.close()
+        raise
+    return result
+
+
+def pinned_links(pins: str = PINS) -> Iterator[str]:
+    """Names of the programs whose links are pinned."""
+    try:
+        yield from sorted(os.listdir(f"{pins}/programs"))
+    except FileNotFoundError:
+        return
+
+
+def uninstall(pins: str = PINS) -> bool:
+    """Remove the pins, links first, and wait until nothing is attached any more.
+
+    False if there were none. Raises RestrictError if somebody else holds links, whose programs then
+    go on, and KernelError if a pin cannot be removed.
+    """
+    found = False
+    links: list[int] = []
+    for name in pinned_links(pins):
+        fd = _pinned(f"{pins}/programs/{name}", "link")
+        if fd is not None:
+            with Link(fd, name) as link:
+                links.append(link.id)
+    try:
+        for folder in (f"{pins}/programs", f"{pins}/maps"):
+            try:
+                names = os.listdir(folder)
+            except FileNotFoundError:
+                continue
+            for name in names:
+                found = _unlink(f"{folder}/{name}") or found
+        found = _unlink(f"{pins}/status") or found
+    except OSError as error:
+        raise KernelError(
+            f"the policy's pins cannot be removed: {error.strerror}.",
+            errno=error.errno or 0, call="unlink", path=error.filename, policy="userns",
+        ) from None  # fmt: skip
+    _remove_folders(pins)
+    left = wait_released(links)
+    if left:
+        raise RestrictError(
+            f"the pins are removed, but somebody else holds {len(left)} links, whose programs go "
+            f"on: {' '.join(map(str, left))}.",
+            policy="userns", hint="An fd holds them, or another pin: `pybpf link list`.",
+        )  # fmt: skip
+    return found
+
+
+def _unlink(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _remove_folders(pins: str) -> None:
+    for path in (f"{pins}/programs", f"{pins}/maps", pins):
+        try:
+            os.rmdir(path)
+        except OSError:  # not empty, or not there: somebody else's
+            pass
