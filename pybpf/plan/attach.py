@@ -34,7 +34,7 @@ take ``cookie``, one value for all places.
 Section families, how they are attached (``how_of``), and what shows it. "T" is
 tests/kernel/test_attach.py, which runs on the host as far as it can and in both guests, where
 nothing is skipped but what tests/vm/test_attach.py names (fsession and uprobe.session on 6.12); L
-is tests/kernel/test_links.py.
+is tests/kernel/test_links.py, N tests/kernel/test_network.py.
 
     kprobe kretprobe ksyscall kretsyscall        as named; by attach()           T (guests), L
     kprobe.multi kretprobe.multi kprobe.session  as named; by attach()           T (guests)
@@ -55,18 +55,21 @@ is tests/kernel/test_links.py.
     struct_ops                                   struct_ops; by attach()         T (guests)
     perf_event                                   perf_event                      T
     xdp xdp.frags                                interface                       T
-    xdp/devmap xdp/cpumap                        not attached: put into a map (value's bpf_prog.fd)
-    tc tcx classifier netkit                     interface                       T
-    action                                       not: needs a classic tc action
+    xdp/devmap xdp/cpumap                        not attached: put into a map (value's
+                                                 bpf_prog.fd)                    N
+    tc tcx netkit                                interface                       T
+    classifier action                            interface for the first; the classic way: ``tc
+                                                 filter … bpf object-pinned``    N
     cgroup_skb cgroup/… sockops                  cgroup, or prog_attach          T, L
     sk_lookup flow_dissector                     netns                           T
     sk_msg sk_skb                                sockmap                         T
     netfilter                                    netfilter                       T
     socket sk_reuseport                          Program.attach_socket           T
     lirc_mode2                                   prog_attach on /dev/lircN       not shown: neither
-                                                 machine has such a device
-    lwt_in lwt_out lwt_xmit lwt_seg6local        not: attributes of a route (rtnetlink); use
-                                                 ``ip route … encap bpf``
+                                                 machine has such a device; it loads where
+                                                 the kernel has CONFIG_BPF_LIRC_MODE2
+    lwt_in lwt_out lwt_xmit lwt_seg6local        not: attributes of a route (rtnetlink): ``ip
+                                                 route … encap bpf in pinned …`` N (seg6: loads)
     syscall                                      not attached: Program.test_run
 """
 
@@ -143,6 +146,7 @@ COOKIES = {
          "uprobe_session", "tracing_multi"), "cookie",
     ),
 }  # fmt: skip
+_ENODEV = 19
 _FAMILIES = {"ipv4": 2, "ipv6": 10}  # NFPROTO_IPV4, NFPROTO_IPV6 (linux/netfilter.h)
 _HOOKS = {"prerouting": 0, "local_in": 1, "forward": 2, "local_out": 3, "postrouting": 4}
 
@@ -210,11 +214,16 @@ def _path(executor: Executor, op: LinkCreate, program: int) -> None:
 def _interface(executor: Executor, op: LinkCreate, program: int) -> None:
     if not isinstance(op.target, str) or not op.target or "/" in op.target:
         raise PlanError(f"the name of a network interface is needed, not {op.target!r}")
+    # Not /sys/class/net, which shows the network namespace in which sysfs was mounted.
+    from _socket import if_nametoindex
+
     try:
-        with open(f"/sys/class/net/{op.target}/ifindex", encoding="ascii") as file:
-            index = int(file.read())
+        index = if_nametoindex(op.target)
     except OSError as error:
-        raise fail("open", error.errno or 2, interface=op.target) from None
+        raise fail(
+            "if_nametoindex", error.errno or _ENODEV, interface=op.target,
+            hint="There is no such interface in this network namespace.",
+        ) from None  # fmt: skip
     if not op.attach_type:
         raise PlanError(
             "a tc program is attached to one direction: give the attach type, BPF_TCX_INGRESS or "
