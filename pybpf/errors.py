@@ -56,7 +56,18 @@ class FormatError(PybpfError):
 
 
 class RelocationError(PybpfError):
-    """A reference or CO-RE relocation cannot be resolved for the chosen kernel."""
+    """A reference or CO-RE relocation cannot be resolved for the chosen kernel.
+
+    errno: the number libbpf's loader gives for it: EINVAL, ESRCH (3) for a target or an untyped
+    symbol that the kernel does not have, EOPNOTSUPP (95) for a struct_ops member.
+    """
+
+    errno = 22
+
+    def numbered(self, errno: int) -> RelocationError:
+        """Set ``errno``; returns self."""
+        self.errno = errno
+        return self
 
 
 class CompileError(PybpfError):

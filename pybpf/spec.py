@@ -23,6 +23,7 @@ else:
     from pybpf.record import NamedTuple
 
 __all__ = [
+    "NO_CALLBACK",
     "CoreRelo",
     "ExternSpec",
     "FunctionSpec",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 
+NO_CALLBACK = -2
 _NO_NOTES: Mapping[str, Any] = {}  # shared by all specs without notes: never written
 _NO_TABLES: Mapping[int, tuple[int, ...]] = {}
 
@@ -140,7 +142,8 @@ class ProgramSpec(Frozen):
     autoload: loaded unless switched off; autoattach: attached by ``attach()``.
     when_module: loaded only where this kernel module's BTF is there (a Plan condition).
     attach_program: attach_to names a function of a loaded program, which run() is given.
-    exception_callback: number of the function that bpf_throw() runs (kernel 6.7), -1: none.
+    exception_callback: number of the function that bpf_throw() runs (kernel 6.7), -1: none,
+        NO_CALLBACK: one that is no global subprogram (linking the program fails).
     """
 
     name: str

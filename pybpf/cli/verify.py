@@ -124,8 +124,8 @@ def verify(
     Gives {"error", "notes", "programs": [{"name", "section", "prog_type", "loaded", "errno",
     "error", "reason", "insns", "processed_insns", "total_states", "peak_states",
     "max_states_per_insn", "verification_time_us", "load_time_us", "log"}]}. errno is the
-    kernel's, or the one that stands for a refusal before the kernel is asked: ESRCH for an
-    attach target that does not exist, EINVAL for all else.
+    kernel's, or the one that stands for a refusal before the kernel is asked: libbpf's
+    (RelocationError.errno), EINVAL for all else.
     """
     for name in only or ():
         spec = spec.with_program(name, autoload=True)
@@ -199,10 +199,8 @@ def _verify_one(
 def _refused(entry: dict[str, Any], error: PybpfError) -> None:
     entry["error"] = error_text(error)
     entry["reason"] = error.message
-    if isinstance(error, KernelError):
+    if isinstance(error, (KernelError, RelocationError)):
         entry["errno"] = error.errno
-    elif isinstance(error, RelocationError) and "target" in error.where:
-        entry["errno"] = errno.ESRCH
     else:
         entry["errno"] = errno.EINVAL
     if isinstance(error, VerifierError):

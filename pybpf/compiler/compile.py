@@ -21,7 +21,7 @@ from pybpf.compiler import attach, maps
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.programs import ProgramCompiler
 from pybpf.compiler.struct_ops import fit
-from pybpf.compiler.target import Target
+from pybpf.compiler.target import Target, arena_at_end, check_externs
 from pybpf.elf.fixup import loadable
 from pybpf.errors import CompileError, FormatError, PybpfError, UsageError
 from pybpf.plan import ops
@@ -210,7 +210,7 @@ class _Compiled:
             out.append(self._lookup(requests))
         try:
             out += maps.create(spec, places, btf, self.pin_root, value_symbols)
-            out += maps.fill(spec, places)
+            out += maps.fill(spec, places, arena_at_end=arena_at_end(spec, self.target))
             out += self._kconfig()
         except PybpfError as exc:
             raise exc.at(object=spec.path or spec.name) from None
@@ -263,8 +263,9 @@ class _Compiled:
         return ops.Choose(label="BTF", alternatives=tuple(choices), on=(errno.EINVAL,))
 
     def _btf_optional(self) -> bool:
-        """Without CO-RE in the kernel and externs, BTF makes things legible, no more."""
-        return self.in_python and not self.spec.externs
+        """Where the kernel has nothing to relocate BTF makes things legible, no more; only the
+        programs and maps of struct_ops need it (libbpf's rule)."""
+        return self.in_python and not self.struct_ops.maps
 
     def _loaded(self) -> list[str]:
         return [p.name for p in self.spec.programs.values() if p.autoload]
@@ -282,6 +283,7 @@ class _Compiled:
                 for program, name in self.struct_ops.users.items()
                 if name in self.struct_ops.maps
             },
+            arena_at_end=arena_at_end(spec, self.target),
         )
         loads: list[ops.Op] = []
         lookups: list[SymbolRequest] = []
@@ -307,11 +309,16 @@ class _Compiled:
     def _resolver(self) -> Any:
         done: dict[str, Resolved] = {}
 
+        types = self.target.types()
+
         def resolver(extern: ExternSpec) -> Resolved:
             if extern.name not in done:
-                done[extern.name] = resolve(self.spec, extern, self.target.types())
+                done[extern.name] = resolve(self.spec, extern, types)
             return done[extern.name]
 
+        # As with libbpf, what the kernel must have and has not ends the load, whichever programs
+        # refer to it.
+        check_externs(self.spec, resolver, self.target)
         return resolver
 
     def _lookup(self, requests: Iterable[SymbolRequest]) -> ops.Lookup:

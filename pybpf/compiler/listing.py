@@ -13,9 +13,9 @@ from typing import Any
 
 from pybpf.compiler.core import Bodies
 from pybpf.compiler.struct_ops import fit
-from pybpf.compiler.target import Target
+from pybpf.compiler.target import Target, arena_at_end
 from pybpf.elf.jump_tables import JUMP_TABLES
-from pybpf.errors import PybpfError
+from pybpf.errors import PybpfError, RelocationError
 from pybpf.reloc.core import Outcome
 from pybpf.reloc.externs import Resolved, resolve
 from pybpf.reloc.finish import FixedBinding, finish
@@ -44,7 +44,10 @@ class ProgramListing:
 
 @dataclass
 class Listing:
-    """An object's maps and programs, for one kernel."""
+    """An object's maps and programs, for one kernel.
+
+    maps: those that the object declares and, behind them, one a jump table and program.
+    """
 
     spec: ObjectSpec
     maps: list[MapSpec]
@@ -53,21 +56,12 @@ class Listing:
     def as_json(self, path: str) -> dict[str, Any]:
         """The object of the command contract of ``pybpf relocate --json``."""
         errors = [p for p in self.programs if p.error is not None]
+        declared = len(self.spec.maps)
+        tables = [_map_json(m) for m in self.maps[declared:]]
         return {
             "object": path,
             "error": None,
-            "maps": [
-                {
-                    "name": m.kernel_name or m.name,
-                    "type": m.type,
-                    "key_size": m.key_size,
-                    "value_size": m.value_size,
-                    "max_entries": map_max_entries(m),
-                    "map_flags": m.flags,
-                    "map_extra": m.extra,
-                }
-                for m in self.maps
-            ],
+            "maps": [_map_json(m) for m in self.maps[:declared]],
             "programs": [
                 {
                     "name": p.program.name,
@@ -81,7 +75,21 @@ class Listing:
                 }
                 for p in self.programs
             ],
+            # Maps of the loader's own; instructions count them behind the object's.
+            **({"jump_tables": tables} if tables else {}),
         }
+
+
+def _map_json(spec: MapSpec) -> dict[str, Any]:
+    return {
+        "name": spec.kernel_name or spec.name,
+        "type": spec.type,
+        "key_size": spec.key_size,
+        "value_size": spec.value_size,
+        "max_entries": map_max_entries(spec),
+        "map_flags": spec.flags,
+        "map_extra": spec.extra,
+    }
 
 
 def map_max_entries(spec: MapSpec) -> int:
@@ -99,14 +107,24 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
     spec = struct_ops.spec
     maps = list(spec.maps.values())
     handles = {m.name: MAP_MARK | index for index, m in enumerate(maps)}
-    resolved: dict[str, Resolved] = {}
+    resolved: dict[str, Resolved | RelocationError] = {}
+
+    types = target.types()
 
     def lookup(extern: ExternSpec) -> Resolved:
-        if extern.name not in resolved:
-            resolved[extern.name] = resolve(spec, extern, target.types())
-        return resolved[extern.name]
+        found = resolved.get(extern.name)
+        if found is None:
+            try:
+                found = resolve(spec, extern, types)
+            except RelocationError as exc:
+                found = exc
+            resolved[extern.name] = found
+        if isinstance(found, RelocationError):
+            raise RelocationError(found.message, hint=found.hint, extern=extern.name)
+        return found
 
     relocated = Bodies(spec, target)
+    at_end = arena_at_end(spec, target)
     out = []
     for program in spec.programs.values():
         entry = ProgramListing(program)
@@ -119,7 +137,9 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
             numbers = [number for number, _ in entry.linked.functions]
             bodies, entry.outcomes = relocated.of(numbers)
             entry.linked = link(spec, program, bodies)
-            binding = FixedBinding(spec, lookup, handles, target.address, MAP_MARK | len(maps))
+            binding = FixedBinding(
+                spec, lookup, handles, target.address, MAP_MARK | len(maps), arena_at_end=at_end
+            )
             finish(spec, entry.linked, binding)
             # One map a table and program, behind those that the object declares.
             maps += [

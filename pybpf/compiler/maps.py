@@ -104,10 +104,11 @@ def _create(
     )
 
 
-def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
+def fill(spec: ObjectSpec, places: Places, *, arena_at_end: bool) -> list[ops.Op]:
     """Initial contents known before programs are loaded, and freezing what is read-only.
 
-    The values of .kconfig come from the kernel, not from the spec.
+    arena_at_end: see reloc.finish.arena_data_offset. The values of .kconfig come from the kernel,
+    not from the spec.
     """
     out: list[ops.Op] = []
     for found in spec.maps.values():
@@ -117,7 +118,7 @@ def fill(spec: ObjectSpec, places: Places) -> list[ops.Op]:
         if found.struct_ops:
             continue
         if found.type == abi.BPF_MAP_TYPE_ARENA:
-            start = arena_data_offset(found)
+            start = arena_data_offset(found, arena_at_end)
             if found.data is not None and found.data.strip(b"\0"):
                 # The key is the place: the executor writes into the arena's memory.
                 out.append(

@@ -64,6 +64,8 @@ class ProgramCompiler:
         resolved: Callable[[ExternSpec], Resolved] | None,
         btf: int | None,
         struct_ops: Mapping[str, Fitted] | None = None,
+        *,
+        arena_at_end: bool = False,
     ) -> None:
         self.struct_ops = struct_ops or {}
         self.spec = spec
@@ -71,6 +73,7 @@ class ProgramCompiler:
         self.target = target
         self.resolved = resolved
         self.btf = btf
+        self.arena_at_end = arena_at_end
         self._bodies = Bodies(spec, target) if target is not None else None
         self._order = "<" if spec.byteorder == "little" else ">"
 
@@ -108,6 +111,7 @@ class ProgramCompiler:
             symbol_of,
             lambda place: self.places.slot("jump table", f"{program.name} {place}"),
             by_index=self.target is None,
+            arena_at_end=self.arena_at_end,
         )
         patches = finish(spec, linked, binding)
         attach_id, attach_number = self._attach(program, requests)
@@ -156,6 +160,13 @@ class ProgramCompiler:
             return self._attach_struct_ops(program, requests)
         wanted = attach_symbol(program)
         if wanted is None:
+            section = sections.find(program.section)
+            if section is not None and section[0].btf is not None:
+                raise RelocationError(
+                    "its section does not say what it attaches to.",
+                    hint=f"Write SEC(\"{section[0].prefix}/NAME\") or set attach_to with "
+                    "with_program().",
+                )
             return 0, None
         name, kind, module = wanted
         if self.target is not None:
@@ -171,7 +182,7 @@ class ProgramCompiler:
                     hint="Check the name against `pybpf btf dump`, load the module that has it, "
                     "or switch the program off (with_program(name, autoload=False)).",
                     target=program.attach_to,
-                )
+                ).numbered(3)
             resolved = found[1]
             if resolved.module is None:
                 return resolved.id, None

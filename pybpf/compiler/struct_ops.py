@@ -20,6 +20,7 @@ else:
 __all__ = ["Fitted", "StructOps", "fit"]
 
 PREFIX = "bpf_struct_ops_"
+_NOT_SUPPORTED = 95  # EOPNOTSUPP
 
 
 class Fitted(NamedTuple):
@@ -105,7 +106,7 @@ def _fit(spec: ObjectSpec, found: MapSpec, target: Target) -> Fitted:
             f"the kernel has no struct {PREFIX}{name}: it takes no BPF in place of struct {name}.",
             hint="It needs a kernel, or a loaded module, that offers it.",
             target=name,
-        )
+        ).numbered(3)
     kernel, resolved = value
     value_type = kernel.type(resolved.id)
     inner = next(
@@ -134,7 +135,7 @@ def _fit(spec: ObjectSpec, found: MapSpec, target: Target) -> Fitted:
                 raise RelocationError(
                     f"the kernel's struct {name} has no member {member.name!r}, which is set.",
                     hint="Leave it unset for this kernel.",
-                )
+                ).numbered(_NOT_SUPPORTED)
             continue
         index, other = theirs[member.name]
         place = base + other.bit_offset // 8
@@ -147,7 +148,7 @@ def _fit(spec: ObjectSpec, found: MapSpec, target: Target) -> Fitted:
             raise RelocationError(
                 f"member {member.name!r} has {size} bytes, in the kernel's struct {name} another "
                 "size."
-            )
+            ).numbered(_NOT_SUPPORTED)
         data[place : place + size] = mine
     return Fitted(
         name, kernel_type.id, PREFIX + name, resolved.module, bytes(data), tuple(programs)
@@ -159,4 +160,4 @@ def _check_pointer(kernel: Btf, member: Member, name: str) -> None:
     if pointer.kind != KIND_PTR or kernel.skip(pointer.type).kind != KIND_FUNC_PROTO:
         raise RelocationError(
             f"member {member.name!r} of the kernel's struct {name} is no pointer to a function."
-        )
+        ).numbered(_NOT_SUPPORTED)

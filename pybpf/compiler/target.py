@@ -6,15 +6,19 @@ from __future__ import annotations
 import os
 
 from pybpf.btf.model import Btf
-from pybpf.errors import CompileError, FormatError
+from pybpf.errors import CompileError, FormatError, RelocationError
 from pybpf.plan.kconfig import parse_config, parse_release, running_config
-from pybpf.reloc.externs import KernelTypes
+from pybpf.reloc.externs import KernelTypes, is_typeless
+from pybpf.sys import abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Target"]
+    from pybpf.reloc.externs import Resolved
+    from pybpf.spec import ExternSpec, ObjectSpec
+
+__all__ = ["Target", "arena_at_end", "check_externs"]
 
 SYSFS_BTF = "/sys/kernel/btf"
 
@@ -41,7 +45,7 @@ class Target:
         self._config = config
         self._btf_dir = btf_dir
         self._modules: dict[str, Btf] = {}
-        self._symbols: dict[str, int] = {}
+        self._symbols: dict[str, int] | None = None
 
     @classmethod
     def of_running(cls) -> Target:
@@ -125,15 +129,65 @@ class Target:
         return self._config is not None
 
     def address(self, name: str) -> int:
-        """Address of a symbol in /proc/kallsyms, 0 if there is none or it is hidden from us."""
-        if not self.running:
-            return 0
-        if not self._symbols:
-            try:
-                with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
-                    for line in file:
-                        address, _, symbol = line.split(None, 3)[:3]
-                        self._symbols.setdefault(symbol, int(address, 16))
-            except OSError:
-                self._symbols[""] = 0
-        return self._symbols.get(name, 0)
+        """Address of a symbol in /proc/kallsyms, 0 if there is none or it is hidden from us.
+
+        Of a kernel given as BTF there are addresses if it is the running one's.
+        """
+        return self._kallsyms().get(name, 0)
+
+    def lacks(self, name: str) -> bool:
+        """Whether the kernel is known not to have this symbol: its addresses can be read."""
+        symbols = self._kallsyms()
+        return name not in symbols and any(symbols.values())
+
+    def _kallsyms(self) -> dict[str, int]:
+        if self._symbols is None:
+            self._symbols = {}
+            if self.running or self._is_running():
+                try:
+                    with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
+                        for line in file:
+                            address, _, symbol = line.split(None, 3)[:3]
+                            self._symbols.setdefault(symbol, int(address, 16))
+                except OSError:
+                    pass
+        return self._symbols
+
+    def _is_running(self) -> bool:
+        """Whether the BTF that was given is the running kernel's."""
+        try:
+            if os.stat(f"{SYSFS_BTF}/vmlinux").st_size != len(self.vmlinux.data):
+                return False
+            return bytes(Btf.vmlinux().data) == bytes(self.vmlinux.data)
+        except OSError:
+            return False
+
+
+def arena_at_end(spec: ObjectSpec, target: Target) -> bool:
+    """Where an arena's variables go (see reloc.finish.arena_data_offset). As in libbpf the kernel
+    underneath is asked, also for another kernel's BTF, and only if there are such variables."""
+    if not any(m.type == abi.BPF_MAP_TYPE_ARENA and m.data for m in spec.maps.values()):
+        return False
+    from pybpf.kernel.features import wide_offsets
+
+    return wide_offsets() is True
+
+
+def check_externs(
+    spec: ObjectSpec, resolved: Callable[[ExternSpec], Resolved], target: Target
+) -> None:
+    """Raise RelocationError for the first extern that is not weak and that ``target`` lacks."""
+    try:
+        for extern in spec.externs.values():
+            if extern.kind != "kconfig" and not extern.weak and not is_typeless(spec, extern):
+                resolved(extern)
+        for extern in spec.externs.values():
+            if not extern.weak and is_typeless(spec, extern) and target.lacks(extern.name):
+                raise RelocationError(
+                    f"the kernel has no symbol {extern.name!r} (/proc/kallsyms).",
+                    hint="Load the module that has it, or declare it __weak and test for it.",
+                    extern=extern.name,
+                ).numbered(3)
+    except RelocationError as exc:
+        raise exc.at(object=spec.path or spec.name)  # noqa: B904
+

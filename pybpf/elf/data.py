@@ -2,8 +2,8 @@
 """Data sections as maps, global variables, and externs.
 
 .data, .rodata, .bss and their custom forms (".data.x", ".rodata.x", ".bss.x") each become an
-array map of one element. What the object only declares (``__kconfig``, ``__ksym``) becomes an
-ExternSpec; kconfig values get a map of their own.
+array map of one element, .percpu and ".percpu.x" a per-CPU one (libbpf 1.8). What the object only
+declares (``__kconfig``, ``__ksym``) becomes an ExternSpec; kconfig values get a map of their own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 ARENA_SECTION = ".addr_space.1"
+PERCPU = ".percpu"
 _MAX_ARRAYS = 32  # dimensions: as deep as libbpf resolves
 _NAME_LEN = 16  # BPF_OBJ_NAME_LEN, its NUL included
 
@@ -51,7 +52,7 @@ def is_data(section: Section) -> bool:
     if section.size == 0:
         return False
     if section.type == SHT_PROGBITS and not section.executable:
-        return _in_family(section.name, ".data") or _in_family(section.name, ".rodata")
+        return any(_in_family(section.name, family) for family in (".data", ".rodata", PERCPU))
     return section.type == SHT_NOBITS and _in_family(section.name, ".bss")
 
 
@@ -59,12 +60,15 @@ def kernel_name(stem: str, section: str) -> str:
     """The name the kernel sees: as much of the object's name as fits, and the section.
 
     At most 15 bytes; a custom section (".data.x") stands alone. libbpf's rule, so that tools
-    that look maps up by name find them.
+    that look maps up by name find them; it cuts the name of a long ".bss.x" and tells those of
+    other custom sections whole.
     """
-    if "." in section[1:]:
-        return section
-    room = _NAME_LEN - max(7, len(section)) - 1
-    text = stem[:room] + section
+    if "." in section[1:] or section == PERCPU:
+        if not _in_family(section, ".bss"):
+            return section
+        stem = ""
+    room = max(_NAME_LEN - max(7, len(section)) - 1, 0)
+    text = (stem[:room] + section)[: _NAME_LEN - 1]
     return "".join(c if (c.isascii() and c.isalnum()) or c in "_." else "_" for c in text)
 
 
@@ -87,12 +91,13 @@ def _data_map(
 ) -> MapSpec:
     datasec = _datasec(btf, name)
     flags = 0 if writable(name) else abi.BPF_F_RDONLY_PROG
-    if _exposed(btf, datasec):
+    percpu = _in_family(name, PERCPU)
+    if _exposed(btf, datasec) and not percpu:  # the kernel maps no per-CPU map into memory
         flags |= abi.BPF_F_MMAPABLE
     return MapSpec(
         name=name,
         kernel_name=kernel_name(stem, name),
-        type=abi.BPF_MAP_TYPE_ARRAY,
+        type=abi.BPF_MAP_TYPE_PERCPU_ARRAY if percpu else abi.BPF_MAP_TYPE_ARRAY,
         key_size=4,
         value_size=size,
         max_entries=1,

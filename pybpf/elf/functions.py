@@ -22,7 +22,16 @@ from pybpf.elf.image import (
     Symbol,
 )
 from pybpf.record import replace
-from pybpf.spec import CoreRelo, ExternSpec, FunctionSpec, LineInfo, MapSpec, ProgramSpec, Ref
+from pybpf.spec import (
+    NO_CALLBACK,
+    CoreRelo,
+    ExternSpec,
+    FunctionSpec,
+    LineInfo,
+    MapSpec,
+    ProgramSpec,
+    Ref,
+)
 from pybpf.sys import abi
 
 __all__ = ["MapTable", "read_functions", "read_programs"]
@@ -317,7 +326,7 @@ def read_programs(
     functions: list[FunctionSpec], btf: Btf | None, image: ElfImage
 ) -> dict[str, ProgramSpec]:
     """The entry functions, those outside .text, with what their section says."""
-    callbacks = _exception_callbacks(functions, btf, image)
+    callbacks = _exception_callbacks(functions, btf)
     programs: dict[str, ProgramSpec] = {}
     for number, function in enumerate(functions):
         if function.section == TEXT:
@@ -344,10 +353,12 @@ def read_programs(
 _EXCEPTION = "exception_callback:"
 
 
-def _exception_callbacks(
-    functions: list[FunctionSpec], btf: Btf | None, image: ElfImage
-) -> dict[int, int]:
-    """Function number → number of its exception callback (__exception_cb, kernel 6.7)."""
+def _exception_callbacks(functions: list[FunctionSpec], btf: Btf | None) -> dict[int, int]:
+    """Function number → number of its exception callback (__exception_cb, kernel 6.7).
+
+    -1 where several are named, which the verifier refuses, and NO_CALLBACK where the one that is
+    named is no global subprogram: as with libbpf, both matter only to that program.
+    """
     out: dict[int, int] = {}
     if btf is None:
         return out
@@ -360,13 +371,13 @@ def _exception_callbacks(
         wanted = tag.name[len(_EXCEPTION) :]
         target = btf.type(tag.type)
         mains = [n for n in named.get(target.name, ()) if functions[n].section != TEXT]
-        backs = [n for n in named.get(wanted, ()) if functions[n].section == TEXT]
+        backs = [
+            n for n in named.get(wanted, ())
+            if functions[n].section == TEXT and functions[n].global_
+        ]
         for main in mains:
-            if main in out or not backs:
-                raise image.error(
-                    f"its exception callback {wanted!r} "
-                    + ("is not the only one." if backs else "is no global subprogram."),
-                    program=target.name,
-                )
-            out[main] = backs[0]
+            if main in out:
+                out[main] = -1
+            else:
+                out[main] = backs[0] if backs else NO_CALLBACK
     return out

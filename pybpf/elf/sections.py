@@ -91,14 +91,14 @@ def _table() -> list[SectionDef]:
     add("netkit/primary", cls, a.BPF_NETKIT_PRIMARY)
     add("netkit/peer", cls, a.BPF_NETKIT_PEER)
 
-    for name in ("tracepoint+", "tp+"):
-        add(name, a.BPF_PROG_TYPE_TRACEPOINT)
+    for name in ("tracepoint", "tp"):
+        both(name, a.BPF_PROG_TYPE_TRACEPOINT, 0)
     for name in ("raw_tracepoint", "raw_tp"):
-        add(f"{name}+", a.BPF_PROG_TYPE_RAW_TRACEPOINT)
+        both(name, a.BPF_PROG_TYPE_RAW_TRACEPOINT, 0)
         add(f"{name}.w+", a.BPF_PROG_TYPE_RAW_TRACEPOINT_WRITABLE)
 
     tracing = a.BPF_PROG_TYPE_TRACING
-    add("tp_btf+", tracing, a.BPF_TRACE_RAW_TP, btf=("btf_trace_", "TYPEDEF"))
+    both("tp_btf", tracing, a.BPF_TRACE_RAW_TP, btf=("btf_trace_", "TYPEDEF"))
     both("fentry", tracing, a.BPF_TRACE_FENTRY, btf=_FUNC)
     both("fmod_ret", tracing, a.BPF_MODIFY_RETURN, btf=_FUNC)
     both("fexit", tracing, a.BPF_TRACE_FEXIT, btf=_FUNC)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 
 from pybpf.errors import KernelError, UsageError
 from pybpf.sys import abi, bpf
@@ -180,6 +181,36 @@ def _mmapable() -> bool | None:
     except KernelError as error:
         return False if error.errno == bpf.EINVAL else None
     return True
+
+
+def wide_offsets() -> bool | None:
+    """Whether an instruction may hold any 32-bit offset into a map's value (kernel commit
+    12a1fe6e12db; before, 1 << 29 was the end). Each refuses one past the value in its own words.
+    """
+    return _remember("feature", "wide_offsets", _try_wide_offset)
+
+
+def _try_wide_offset() -> bool | None:
+    try:
+        fd = bpf.map_create(abi.BPF_MAP_TYPE_ARRAY, 4, 4, 1)
+    except KernelError:
+        return None
+    source = abi.BPF_PSEUDO_MAP_VALUE << (4 if sys.byteorder == "little" else 0)
+    load = struct.pack("=BBhiBBhi", 0x18, source, 0, fd, 0, 0, 0, 1 << 30)
+    code, licence, log = Pointer(load + _return_zero()), Pointer(b"GPL\0"), bytearray(4096)
+    fields: dict[str, int | bytes] = {
+        "prog_type": abi.BPF_PROG_TYPE_SOCKET_FILTER, "insns": code.address, "insn_cnt": 4,
+        "license": licence.address, "log_level": 1,
+    }  # fmt: skip
+    try:
+        os.close(bpf.prog_load(fields, log))
+    except KernelError:
+        pass
+    finally:
+        os.close(fd)
+    if b"direct value offset of" in log:
+        return False
+    return True if b"invalid access to map value pointer" in log else None
 
 
 def _lsm_active() -> bool | None:

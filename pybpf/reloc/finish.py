@@ -30,7 +30,12 @@ Patch = tuple[int, str, int | str]
 
 
 class Binding(Protocol):
-    """Decides what a reference becomes. Each method writes into ``code`` or gives a patch."""
+    """Decides what a reference becomes. Each method writes into ``code`` or gives a patch.
+
+    arena_at_end: see arena_data_offset.
+    """
+
+    arena_at_end: bool
 
     def map(self, code: Code, slot: int, name: str, offset: int | None) -> Patch | None:
         """A 64-bit load of a map (offset None) or of an address in its value."""
@@ -87,10 +92,12 @@ def _targets(spec: ObjectSpec, linked: Linked, ref: Ref) -> tuple[int, ...]:
     return tuple(out)
 
 
-def arena_data_offset(found: MapSpec) -> int:
-    """Where an arena's variables begin: they fill its last pages, so that programs find free
-    ones at its start, and address 0 is no variable's (libbpf since 1.7).
+def arena_data_offset(found: MapSpec, at_end: bool) -> int:
+    """Where an arena's variables begin.
 
+    at_end: they fill its last pages, so that programs find free ones at its start, and address 0
+    is no variable's. libbpf does so since 1.7 where the kernel takes any offset into a map's
+    value in an instruction (kernel commit 12a1fe6e12db), and otherwise puts them at the start.
     Raises RelocationError if the arena is too small for them.
     """
     page = mmap.PAGESIZE
@@ -103,7 +110,7 @@ def arena_data_offset(found: MapSpec) -> int:
             hint="Give it more max_entries.",
             map=found.name,
         )
-    return start
+    return start if at_end else 0
 
 
 def _one(spec: ObjectSpec, code: Code, ref: Ref, binding: Binding) -> Patch | None:
@@ -114,7 +121,9 @@ def _one(spec: ObjectSpec, code: Code, ref: Ref, binding: Binding) -> Patch | No
         if ref.kind == "map":
             return binding.map(code, ref.insn, ref.name, None)
         found = spec.maps[ref.name]
-        start = arena_data_offset(found) if found.type == abi.BPF_MAP_TYPE_ARENA else 0
+        start = 0
+        if found.type == abi.BPF_MAP_TYPE_ARENA:
+            start = arena_data_offset(found, binding.arena_at_end)
         return binding.map(code, ref.insn, ref.name, start + ref.offset)
     extern = spec.externs[ref.name]
     call = code.opcode(ref.insn) == CALL
@@ -134,8 +143,11 @@ def _one(spec: ObjectSpec, code: Code, ref: Ref, binding: Binding) -> Patch | No
 class _Base:
     """Ids decided now: resolved gives the answer for an extern, Resolved(0) for a missing one."""
 
-    def __init__(self, spec: ObjectSpec, resolved: Callable[[ExternSpec], Resolved]) -> None:
+    def __init__(
+        self, spec: ObjectSpec, resolved: Callable[[ExternSpec], Resolved], arena_at_end: bool
+    ) -> None:
         self.spec = spec
+        self.arena_at_end = arena_at_end
         self.resolved = resolved
         self._poison = poison_numbers(spec)
 
@@ -159,8 +171,10 @@ class FixedBinding(_Base):
         handles: Mapping[str, int],
         addresses: Callable[[str], int],
         table_handle: int = 0,
+        *,
+        arena_at_end: bool = False,
     ) -> None:
-        super().__init__(spec, resolved)
+        super().__init__(spec, resolved, arena_at_end)
         self.table_handle = table_handle
         self.tables: dict[int, tuple[int, ...]] = {}
         self.handles = handles
@@ -225,8 +239,9 @@ class PlanBinding(_Base):
         table_slot: Callable[[int], int],
         *,
         by_index: bool,
+        arena_at_end: bool = False,
     ) -> None:
-        super().__init__(spec, resolved or _unresolved)
+        super().__init__(spec, resolved or _unresolved, arena_at_end)
         self.late = resolved is None
         self.slot_of = slot_of
         self.symbol_of = symbol_of

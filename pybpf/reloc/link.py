@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pybpf.errors import RelocationError
 from pybpf.reloc.insn import Code
-from pybpf.spec import CoreRelo, LineInfo, ObjectSpec, ProgramSpec, Ref
+from pybpf.spec import NO_CALLBACK, CoreRelo, LineInfo, ObjectSpec, ProgramSpec, Ref
 from pybpf.sys import abi
 
 TYPE_CHECKING = False
@@ -67,6 +67,12 @@ def link(
                 program=program.name,
             )
 
+    if program.exception_callback == NO_CALLBACK:
+        raise RelocationError(
+            "its exception callback is no global subprogram.",
+            hint="Name a function that is neither static nor hidden and has no SEC().",
+            program=program.name,
+        )
     append(program.function)
     # Depth first without recursion: a chain of calls may be as long as the object likes.
     stack = [iter(spec.functions[program.function].refs)]
