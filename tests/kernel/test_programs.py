@@ -167,7 +167,7 @@ def test_the_log_grows_until_it_fits(prefix: str) -> None:
 def test_a_small_buffer_does_not_hide_the_reason(prefix: str) -> None:
     code = b"".join(mov(3, i) for i in range(500)) + mov_reg(0, 5) + EXIT
     held = Pointer(code), Pointer(b"GPL\0")
-    fields = {
+    fields: dict[str, int | bytes] = {
         "prog_type": SOCKET, "insns": held[0].address, "insn_cnt": len(code) // 8,
         "license": held[1].address,
     }  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pybpf.errors import KernelError
 from restrict import seccomp
 from tests.vm import probes, probes_process
 from tests.vm.programs import program
@@ -171,7 +172,7 @@ def test_without_privilege_it_is_told() -> None:
         before = seccomp.filters_of("self")
         try:
             seccomp.install()
-        except seccomp.KernelError as error:
+        except KernelError as error:
             return f"{error} {seccomp.filters_of('self') == before}"
         return "it was installed"
 

@@ -28,7 +28,11 @@ def _switch(order: str) -> bytes:
     ]
     for result in (10, 20, 30, 99):
         steps += [(0xB7, 0, 0, 0, result), (0x95,)]
-    return b"".join(insn(*step, order=order) for step in steps)
+    out = b""
+    for step in steps:
+        code, dst, src, off, imm = (*step, 0, 0, 0, 0)[:5]
+        out += insn(code, dst, src, off, imm, order)
+    return out
 
 
 def build(

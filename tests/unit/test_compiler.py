@@ -228,7 +228,7 @@ def test_kconfig_values(spec: ObjectSpec) -> None:
         plan = compile(spec, Target(btf=make_kernel(), version=0x070304, config=config))
         slot = plan.maps[".kconfig"][0]
         (fill,) = [o for o in plan.ops if isinstance(o, ops.MapFill) and o.map == slot]
-        return bytes(fill.entries[0][1])  # type: ignore[arg-type]
+        return bytes(fill.entries[0][1])
 
     assert kconfig({}) == struct.pack("<IBB", 0x070304, 0, 0)
     assert kconfig({"CONFIG_BPF_SYSCALL": "y"}) == struct.pack("<IBB", 0x070304, ord("y"), 0)

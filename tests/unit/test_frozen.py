@@ -87,7 +87,7 @@ def test_construct_agrees() -> None:
             values.append(dict(zip(items[::2], items[1::2], strict=True)))
         elif tag == "o":
             kind = frozen.CLASSES[body[0]]
-            names = kind.FIELDS  # type: ignore[attr-defined]
+            names = kind.FIELDS
             values.append(kind(**dict(zip(names, [values[i] for i in body[1:]], strict=True))))
         elif tag == "s":
             values.append(body.decode())

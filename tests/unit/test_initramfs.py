@@ -177,8 +177,11 @@ def _module(path: Path, *info: str) -> bytes:
     writer.section(".modinfo", b"".join(item.encode() + b"\0" for item in info))
     data = writer.build()
     path.parent.mkdir(parents=True, exist_ok=True)
-    packed = {".xz": lzma.compress, ".gz": gzip.compress}.get(path.suffix, bytes)(data)
-    path.write_bytes(packed)
+    if path.suffix == ".xz":
+        data = lzma.compress(data)
+    elif path.suffix == ".gz":
+        data = gzip.compress(data)
+    path.write_bytes(data)
     return data
 
 

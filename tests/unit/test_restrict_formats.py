@@ -11,6 +11,7 @@ import pytest
 
 from restrict import abi, devmapper, events, handover
 from restrict.errors import ConfigError, HandoverError, RestrictError
+from restrict.guard import GLOBALS
 
 INCLUDE = Path(__file__).resolve().parents[2] / "bpf/include"
 HEADER = INCLUDE / "fsaccess.h"
@@ -153,7 +154,7 @@ def test_a_missing_device_mapper_is_told(tmp_path: Path) -> None:
 
 PLACES = "\n".join(
     f"place {name} {64 * i} {width if 'ids' not in name else 64}"
-    for i, (name, width) in enumerate(handover.GLOBALS.items())
+    for i, (name, width) in enumerate(GLOBALS.items())
 )
 RECORD = f"""\
 restrict-handover 1

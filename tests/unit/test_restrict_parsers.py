@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from restrict import config, keyring, modules, mounts, preflight, simulate, status
-from restrict.errors import ConfigError, RestrictError
+from restrict.errors import ConfigError, PreflightError, RestrictError
 
 # ── the kernel's command line ──
 
@@ -43,7 +43,7 @@ def test_command_line_words_keep_quoted_blanks() -> None:
 
 
 def test_findings_say_what_blocks() -> None:
-    with pytest.raises(preflight.PreflightError) as caught:
+    with pytest.raises(PreflightError) as caught:
         preflight.require(
             [
                 preflight.Finding("one", True, "fine."),

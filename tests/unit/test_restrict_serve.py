@@ -72,13 +72,19 @@ class Running:
         os.close(self.writer)
 
 
+def keep(got: list[bytes | int], event: bytes | int) -> bool:
+    """A reader that keeps what it is given and wants more."""
+    got.append(event)
+    return True
+
+
 def test_history_then_end(ring: maps.Map, tmp_path: Path) -> None:
     path = tmp_path / "events"
     with Running(ring, path) as server:
         server._publish(record(7))
         server._publish(record(8))
         got: list[bytes | int] = []
-        assert serve.connect(lambda x: bool(got.append(x)) or True, follow=False, path=str(path))
+        assert serve.connect(lambda x: keep(got, x), follow=False, path=str(path))
         assert got == [record(7), record(8)]
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
@@ -90,7 +96,7 @@ def test_a_history_that_no_socket_buffer_holds(ring: maps.Map, tmp_path: Path) -
         for i in range(1000):
             server._publish(record(i))
         got: list[bytes | int] = []
-        assert serve.connect(lambda x: bool(got.append(x)) or True, follow=False, path=str(path))
+        assert serve.connect(lambda x: keep(got, x), follow=False, path=str(path))
         assert got == [record(i) for i in range(1000)]
 
 
@@ -100,7 +106,7 @@ def test_following_until_the_reader_ends(ring: maps.Map, tmp_path: Path) -> None
     with Running(ring, path) as server:
         client = threading.Thread(
             target=serve.connect,
-            args=(lambda x: bool(got.append(x)) or True,),
+            args=(lambda x: keep(got, x),),
             kwargs={"follow": True, "path": str(path)},
         )
         client.start()
