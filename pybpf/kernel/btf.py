@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from pybpf.errors import KernelError, SymbolNotFoundError
+from pybpf.errors import SymbolNotFoundError
+from pybpf.kernel.create import btf_fd as load_fd
 from pybpf.kernel.layout import cstr
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
@@ -14,28 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = ["BtfObject", "function_of", "load_fd"]
-
-
-def load_fd(data: bytes | bytearray | memoryview) -> int:
-    """BPF_BTF_LOAD (4.18): the BTF's fd. The KernelError of a refusal ends with the kernel's
-    last words on it and has the whole log in ``where["log"]``'s place: see its message."""
-    try:
-        return bpf.btf_load(data)
-    except KernelError as error:
-        first = error
-    size = bpf.LOG_START
-    while True:
-        log = bytearray(size)
-        try:
-            return bpf.btf_load(data, log)
-        except KernelError as error:
-            if error.errno == bpf.ENOSPC and size < bpf.LOG_LIMIT:
-                size = min(4 * size, bpf.LOG_LIMIT)
-                continue
-        lines = [line for line in cstr(log).splitlines() if line.strip()]
-        if lines:
-            first.message += f" The kernel says: {lines[-1].strip()}"
-        raise first
 
 
 def function_of(program_fd: int, name: str) -> int:

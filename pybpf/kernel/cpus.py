@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import posix
+
 from pybpf.errors import FormatError
 
 __all__ = ["online_cpus", "parse_cpu_list", "possible_cpus"]
@@ -27,8 +29,12 @@ def possible_cpus() -> int:
     """Possible CPUs of this machine (Documentation/admin-guide/cputopology.rst); read once."""
     global _count
     if not _count:
-        with open(_SOURCE, encoding="ascii") as file:
-            _count = parse_cpu_list(file.read())
+        # A text file would bring a codec in: this is read while a machine boots.
+        fd = posix.open(_SOURCE, posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            _count = parse_cpu_list(posix.read(fd, 4096).decode("latin-1"))
+        finally:
+            posix.close(fd)
     return _count
 
 

@@ -9,6 +9,7 @@ import sys
 from pybpf.errors import KernelError, UsageError
 from pybpf.kernel import layout as _layout
 from pybpf.kernel.cpus import possible_cpus
+from pybpf.kernel.create import map_fd
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
 
@@ -21,26 +22,13 @@ if TYPE_CHECKING:
 
     Layout = tuple[Any, ...]
 
-__all__ = ["MAPS_WITHOUT_BTF", "PER_CPU", "Map", "create"]
+__all__ = ["PER_CPU", "Map", "create"]
 
 # Types whose value is one slot a CPU.
 PER_CPU = frozenset(
     (
         abi.BPF_MAP_TYPE_PERCPU_HASH, abi.BPF_MAP_TYPE_PERCPU_ARRAY,
         abi.BPF_MAP_TYPE_LRU_PERCPU_HASH, abi.BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE,
-    )
-)  # fmt: skip
-# Types that have no map_check_btf in the kernel, or refuse any key or value BTF: MAP_CREATE
-# then fails with ENOTSUPP (524) (kernel/bpf/syscall.c: map_check_btf).
-MAPS_WITHOUT_BTF = frozenset(
-    (
-        abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY, abi.BPF_MAP_TYPE_CGROUP_ARRAY,
-        abi.BPF_MAP_TYPE_STACK_TRACE, abi.BPF_MAP_TYPE_ARRAY_OF_MAPS,
-        abi.BPF_MAP_TYPE_HASH_OF_MAPS, abi.BPF_MAP_TYPE_DEVMAP, abi.BPF_MAP_TYPE_DEVMAP_HASH,
-        abi.BPF_MAP_TYPE_CPUMAP, abi.BPF_MAP_TYPE_XSKMAP, abi.BPF_MAP_TYPE_SOCKMAP,
-        abi.BPF_MAP_TYPE_SOCKHASH, abi.BPF_MAP_TYPE_QUEUE, abi.BPF_MAP_TYPE_STACK,
-        abi.BPF_MAP_TYPE_ARENA, abi.BPF_MAP_TYPE_RINGBUF, abi.BPF_MAP_TYPE_USER_RINGBUF,
-        abi.BPF_MAP_TYPE_PROG_ARRAY, abi.BPF_MAP_TYPE_REUSEPORT_SOCKARRAY,
     )
 )  # fmt: skip
 # Types whose values go in as fds and come out as ids of maps and programs.
@@ -83,37 +71,10 @@ def create(
     **attributes: Any,
 ) -> Map:
     """BPF_MAP_CREATE; ``attributes`` as ``pybpf.sys.bpf.map_create`` takes them."""
-    fd = create_fd(map_type, key_size, value_size, max_entries, name=name, **attributes)
+    fd = map_fd(map_type, key_size, value_size, max_entries, name=name, **attributes)
     made = Map(fd, name or None, key_layout=key_layout, value_layout=value_layout)
     made._set_shape(map_type, key_size, value_size, max_entries, attributes.get("flags", 0))
     return made
-
-
-def create_fd(
-    map_type: int, key_size: int, value_size: int, max_entries: int, **attributes: Any
-) -> int:
-    """The fd of a new map. A refusal carries the kernel's own words where it has any (7.x)."""
-    try:
-        return bpf.map_create(map_type, key_size, value_size, max_entries, **attributes)
-    except KernelError as error:
-        refused = error
-    from pybpf.kernel import explain_map
-
-    if refused.errno not in (bpf.EPERM, bpf.ENOTSUPP):
-        # Once more, with room for the kernel's words.
-        log = bytearray(1024)
-        try:
-            return bpf.map_create(
-                map_type, key_size, value_size, max_entries, **attributes, log=log
-            )
-        except KernelError:
-            said = " ".join(_layout.cstr(log).split())
-        if said:
-            refused.message += f" The kernel says: {said}"
-    refused.hint = refused.hint or explain_map.hint(
-        refused.errno, map_type, key_size, value_size, max_entries, attributes
-    )
-    raise refused.at(map=attributes.get("name") or None)
 
 
 class Map(KernelObject):

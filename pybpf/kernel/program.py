@@ -6,8 +6,9 @@ from __future__ import annotations
 import struct
 import sys
 
-from pybpf.errors import KernelError, VerifierError
+from pybpf.errors import KernelError
 from pybpf.kernel import layout as _layout
+from pybpf.kernel.create import program_fd as load_fd
 from pybpf.kernel.layout import cstr
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
@@ -15,7 +16,7 @@ from pybpf.sys.syscalls import Pointer, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
     Buffer = bytes | bytearray | memoryview
 
@@ -40,78 +41,6 @@ _POINTERS = frozenset(
         "func_info", "line_info", "jited_line_info", "prog_tags",
     )
 )  # fmt: skip
-
-
-_STATS = 4  # BPF_LOG_STATS
-
-
-def load_fd(
-    fields: dict[str, int | bytes],
-    *,
-    log_level: int = 0,
-    log_size: int = bpf.LOG_START,
-    log_out: list[str] | None = None,
-) -> int:
-    """BPF_PROG_LOAD: the program's fd; ``fields`` as in ``layouts.ATTR_PROG_LOAD``.
-
-    log_level 0: the first attempt asks for no log; a refused program is loaded again with a log.
-    1, 2 and 4 (BPF_LOG_LEVEL1, LEVEL2, STATS): the log of an accepted program is appended to
-    ``log_out``. The buffer grows until the log fits, so that it is always whole. 4 alone costs no
-    more than no log at all; a refused program is then loaded again with 1, which says why.
-
-    Raises VerifierError with the whole log where the kernel wrote one, else KernelError.
-    """
-    if not log_level:
-        try:
-            return bpf.prog_load(fields)
-        except KernelError as error:
-            first = error
-    else:
-        first = None
-    size = log_size
-    while True:
-        log = bytearray(size)
-        try:
-            fd = bpf.prog_load({**fields, "log_level": log_level or 1}, log)
-        except KernelError as error:
-            # ENOSPC: the log did not fit (up to 6.3 this hides the verdict, and from 6.4 on the
-            # log rotates instead: kernel commit 1216640938035). Memory for the log itself may
-            # lack too: then the first errno is the honest answer.
-            if error.errno == bpf.ENOSPC and size < bpf.LOG_LIMIT:
-                size = min(4 * size, bpf.LOG_LIMIT)
-                continue
-            if log_level == _STATS and cstr(log).strip():
-                first, log_level = error, _STATS | 1
-                continue
-            _refused(first or error, log)
-        if log_out is not None:
-            log_out.append(cstr(log))
-        return fd
-
-
-def _refused(error: KernelError, log: bytearray) -> NoReturn:
-    """Raise the error of a refused program; with a log it is the verifier's."""
-    text = cstr(log)
-    if not text.strip():
-        raise error
-    from pybpf.kernel.verifier_log import explain
-    from pybpf.sys.syscalls import errno_name
-
-    found = explain(text)
-    reason = (found.reason or "the verifier gave no reason").rstrip(".")
-    message = f"the kernel refused the program with {errno_name(error.errno)}: {reason}."
-    if found.detail:
-        message += f" {found.detail}"
-        message += "" if found.detail.endswith(".") else "."
-    raise VerifierError(
-        message,
-        errno=error.errno,
-        log=text,
-        summary=found.paragraph(),
-        hint=found.suggestion or error.hint,
-        insn=found.insn,
-        source=found.source,
-    ).at(**error.where)
 
 
 class RunResult:

@@ -30,6 +30,7 @@ import struct
 
 from pybpf.errors import FormatError
 from pybpf.plan import ops as _ops
+from pybpf.plan.check import check
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,8 +151,6 @@ def from_bytes(data: bytes | bytearray | memoryview) -> _ops.Plan:
         plan = _read(payload, count)
     except (struct.error, IndexError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise FormatError(f"the frozen Plan is malformed: {error}.") from None
-    from pybpf.plan.check import check
-
     check(plan)
     return plan
 

@@ -3,27 +3,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import posix
 
 from pybpf.errors import KernelError, UsageError
-from pybpf.kernel import layout as _layout
-from pybpf.kernel.link import Link
-from pybpf.kernel.map import Map
-from pybpf.kernel.program import Program
-from pybpf.sys import abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import mmap
-    from collections.abc import Iterable, Iterator
-    from typing import Any, Literal, Self
+    from collections.abc import Iterable
+    from typing import Any, Self
 
+    from pybpf.kernel.link import Link
+    from pybpf.kernel.map import Map
     from pybpf.kernel.object import KernelObject
+    from pybpf.kernel.program import Program
     from pybpf.plan.ops import Plan
     from pybpf.plan.run import Executor
+    from pybpf.plan.variables import Variables
 
-__all__ = ["Object", "Variables"]
+__all__ = ["Object"]
 
 
 class Object:
@@ -40,52 +37,103 @@ class Object:
     """
 
     __slots__ = (
-        "_attached", "_executor", "_link_slots", "_others", "arenas", "choices", "layouts", "links",
-        "logs", "maps", "name", "notes", "plan", "programs", "vars",
+        "_attached", "_executor", "_link_slots", "_links", "_live", "_new_links", "_others",
+        "_vars", "arenas", "choices", "layouts", "logs", "name", "notes", "plan",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, executor: Executor) -> None:
         self._executor: Executor | None = executor
         self.plan = plan
         self.name = plan.name
-        self.maps: dict[str, Map] = {}
-        self.programs: dict[str, Program] = {}
-        self.links: dict[str, Link] = {}
+        # Live objects are made when somebody asks for one: until then fds are in the slots.
+        self._live: tuple[dict[str, Map], dict[str, Program]] | None = None
+        self._links: dict[str, Link] = {}
+        self._new_links: dict[str, int] = {}
         self._link_slots: dict[str, int] = {}
+        self._vars: Variables | None = None
         self._attached = False
         self.layouts = plan.layouts
         self.choices = executor.choices
         self.logs = executor.logs
         self.notes = executor.notes
-        # Alternatives may give one slot several names: then all of them are one live object.
-        owned: dict[int, Any] = {}
-        for name, (slot, key, value) in plan.maps.items():
-            if executor.slots[slot] >= 0:
-                if slot not in owned:
-                    owned[slot] = Map(
-                        executor.slots[slot], name, key_layout=key, value_layout=value
-                    )
-                self.maps[name] = owned[slot]
-        for name, slot in plan.programs.items():
-            if executor.slots[slot] >= 0:
-                if slot not in owned:
-                    owned[slot] = Program(executor.slots[slot], name)
-                self.programs[name] = owned[slot]
+        named = {place[0] for place in plan.maps.values()}
+        named.update(plan.programs.values())
         # BTF objects and templates of inner maps: nobody asks for them by name.
-        self._others = [
-            entry[1]
-            for entry in executor.journal
-            if entry[0] == "fd" and isinstance(entry[1], int) and entry[1] not in owned
-        ]
+        self._others = []
         # {name: (address, bytes)} of the arenas in this process' memory; close() unmaps them.
         self.arenas: dict[str, tuple[int, int]] = {}
-        places = {entry[1]: entry[2:] for entry in executor.journal if entry[0] == "arena"}
-        for name, (slot, _key, _value) in plan.maps.items():
-            if slot in places:
-                self.arenas[name] = places[slot]  # type: ignore[assignment]
-        self.vars = Variables(plan, self.maps)
+        for entry in executor.journal:
+            if entry[0] == "fd" and isinstance(entry[1], int) and entry[1] not in named:
+                self._others.append(entry[1])
+            elif entry[0] == "arena":
+                for name, place in plan.maps.items():
+                    if place[0] == entry[1]:
+                        self.arenas[name] = entry[2:]  # type: ignore[assignment]
         # From here on this object owns the fds; pins that were made stay.
         executor.journal.clear()
+
+    def _objects(self) -> tuple[dict[str, Map], dict[str, Program]]:
+        if self._live is None:
+            from pybpf.kernel.map import Map
+            from pybpf.kernel.program import Program
+
+            maps: dict[str, Map] = {}
+            programs: dict[str, Program] = {}
+            slots = self._executor.slots if self._executor is not None else []
+            # Alternatives may give one slot several names: then all of them are one live object.
+            owned: dict[int, Any] = {}
+            for name, (slot, key, value) in self.plan.maps.items():
+                if slots and slots[slot] >= 0:
+                    if slot not in owned:
+                        owned[slot] = Map(slots[slot], name, key_layout=key, value_layout=value)
+                    maps[name] = owned[slot]
+            for name, slot in self.plan.programs.items():
+                if slots and slots[slot] >= 0:
+                    if slot not in owned:
+                        owned[slot] = Program(slots[slot], name)
+                    programs[name] = owned[slot]
+            self._live = maps, programs
+        return self._live
+
+    @property
+    def maps(self) -> dict[str, Map]:
+        return self._objects()[0]
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        return self._objects()[1]
+
+    @property
+    def links(self) -> dict[str, Link]:
+        if self._new_links:
+            from pybpf.kernel.link import Link
+
+            slots = self._alive().slots
+            for name, slot in self._new_links.items():
+                self._links[name] = Link(slots[slot], name)
+            self._new_links = {}
+        return self._links
+
+    @property
+    def vars(self) -> Variables:
+        if self._vars is None:
+            from pybpf.plan.variables import Variables
+
+            self._vars = Variables(self.plan, self.maps)
+        return self._vars
+
+    def counts(self) -> tuple[int, int, int]:
+        """(maps, programs, links) there are; no live object is made for it."""
+        executor = self._executor
+        if executor is None or self._live is not None:
+            maps, programs = self._objects()
+            return len(maps), len(programs), len(self._links) + len(self._new_links)
+        slots = executor.slots
+        return (
+            sum(slots[place[0]] >= 0 for place in self.plan.maps.values()),
+            sum(slots[slot] >= 0 for slot in self.plan.programs.values()),
+            len(self._links) + len(self._new_links),
+        )
 
     # --- attaching ----------------------------------------------------------------------------
 
@@ -139,7 +187,7 @@ class Object:
         from pybpf.plan import ops as _ops
 
         executor = self._alive()
-        program = _named(self.programs, name, "program")
+        program: Program = _named(self.programs, name, "program")
         load = _load_of(self.plan.ops, executor, self.plan.programs[name], name)
         how = how or _attach.how_of(load.type, load.expected_attach_type, load.section)
         if how is None:
@@ -160,7 +208,7 @@ class Object:
             if how in ("sockmap", "iter"):
                 target = self._map_slot(executor, target)
             elif target is not None and not isinstance(target, (str, int)):
-                target = target.fileno() if hasattr(target, "fileno") else os.fspath(target)
+                target = target.fileno() if hasattr(target, "fileno") else posix.fspath(target)
             executor.slots.append(-1)
             slot = len(executor.slots) - 1
             executor.execute((
@@ -179,16 +227,17 @@ class Object:
         while key in self.links:
             number += 1
             key = f"{name}.{number}"
-        return self._keep_link(key, slot)
+        self._keep_link(key, slot)
+        return self.links[key]
 
-    def _keep_link(self, name: str, slot: int) -> Link:
-        assert self._executor is not None
+    def _keep_link(self, name: str, slot: int) -> None:
         self._link_slots[name] = slot
-        self.links[name] = Link(self._executor.slots[slot], name)
-        return self.links[name]
+        self._new_links[name] = slot
 
     def _map_slot(self, executor: Executor, target: Any) -> int:
         """The slot of one of our maps, or a new one for a further fd of somebody's Map."""
+        from pybpf.kernel.map import Map
+
         found = _named(self.maps, target, "map") if isinstance(target, str) else target
         if not isinstance(found, Map):
             raise UsageError(f"a map is needed as the target, not {target!r}")
@@ -206,11 +255,12 @@ class Object:
 
     def _give_back_links(self, executor: Executor) -> None:
         """Links' fds go back to the executor's slots, except those that the user has closed."""
-        for name, link in self.links.items():
+        for name, link in self._links.items():
             if link.closed:
                 executor.slots[self._link_slots[name]] = -1
             link.fd = -1
-        self.links.clear()
+        self._links.clear()
+        self._new_links.clear()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -228,7 +278,8 @@ class Object:
         executor, self._executor = self._executor, None
         if executor is None:
             return
-        self.vars.unmap()
+        if self._vars is not None:
+            self._vars.unmap()
         self._give_back_links(executor)
         fds: list[int] = []
         failed: Exception | None = None
@@ -248,8 +299,13 @@ class Object:
                     executor._undo_one(entry)
                 except (OSError, KernelError) as error:
                     failed = failed or error
-        live: list[KernelObject] = [*reversed(self.programs.values())]
-        live += reversed(self.maps.values())
+        if self._live is None:
+            slots = [*reversed(self.plan.programs.values())]
+            slots += [place[0] for place in reversed(self.plan.maps.values())]
+            fds += [executor.slots[slot] for slot in dict.fromkeys(slots)]
+            self._live = {}, {}
+        live: list[KernelObject] = [*reversed(self._live[1].values())]
+        live += reversed(self._live[0].values())
         for thing in live:
             if not thing.closed:
                 fds.append(thing.fd)
@@ -258,7 +314,7 @@ class Object:
         for fd in fds:
             try:
                 if fd >= 0:
-                    os.close(fd)
+                    posix.close(fd)
             except OSError as error:  # go on: the rest must be closed too
                 failed = failed or error
         if failed is not None:
@@ -297,7 +353,7 @@ class Object:
         except BaseException:
             for part in made.values():
                 for fd in part.values():
-                    os.close(fd)
+                    posix.close(fd)
             raise
         return made
 
@@ -305,7 +361,8 @@ class Object:
         """Give all fds to the caller, {"links": {name: fd}, "maps": …, "programs": …}, and close
         this object without closing them (close-on-exec stays set; BTF fds are closed)."""
         self._alive()
-        self.vars.unmap()
+        if self._vars is not None:
+            self._vars.unmap()
         parts: dict[str, dict[str, Any]] = {
             "links": self.links, "maps": self.maps, "programs": self.programs
         }  # fmt: skip
@@ -320,8 +377,9 @@ class Object:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "attached" if self.attached else "loaded"
         return (
-            f"<Object {self.name} {state}: {len(self.maps)} maps, {len(self.programs)} programs, "
-            f"{len(self.links)} links>"
+            "<Object {} {}: {} maps, {} programs, {} links>".format(
+                self.name, state, *self.counts()
+            )
         )
 
 
@@ -350,153 +408,3 @@ def _named(things: dict[str, Any], name: str, what: str) -> Any:
     if name not in things:
         raise UsageError(f"there is no {what} {name!r}; there are: {', '.join(things)}")
     return things[name]
-
-
-class Variables:
-    """Global variables of a live object by name: ``obj.vars["armed"] = 1``.
-
-    Values are Python values by the variable's layout, bytes where it has none. Where the map can
-    be mapped into memory (5.5 and BPF_F_MMAPABLE) a variable of 1, 2, 4 or 8 bytes at an aligned
-    place is written with a single store, which a program sees whole or not at all. Elsewhere the
-    map's whole value is read, changed and written back: not atomic towards programs.
-
-    ``unmap()`` gives the mappings back; the next access maps again.
-    """
-
-    __slots__ = ("_maps", "_plan", "_views")
-
-    # No reference to the Object: a cycle would delay its end until the garbage collector runs.
-    def __init__(self, plan: Plan, maps: dict[str, Map]) -> None:
-        self._plan = plan
-        self._maps = maps
-        self._views: dict[str, tuple[mmap.mmap, bool]] = {}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._plan.variables
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._plan.variables)
-
-    def __len__(self) -> int:
-        return len(self._plan.variables)
-
-    def keys(self) -> Iterator[str]:
-        return iter(self)
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        for name in self:
-            if self._plan.variables[name][0] in self._maps:
-                yield name, self[name]
-
-    def _place(self, name: str) -> tuple[Map, str, int, int, Any]:
-        variables = self._plan.variables
-        if name not in variables:
-            raise UsageError(
-                f"there is no variable {name!r}; there are: {', '.join(variables)}",
-                object=self._plan.name,
-            )
-        map_name, offset, size, layout = variables[name]
-        if map_name not in self._maps:
-            raise UsageError(f"the map {map_name} of variable {name} was not made or is closed")
-        return self._maps[map_name], map_name, offset, size, layout
-
-    def _view(self, found: Map, name: str) -> mmap.mmap | None:
-        """The mapping of a data map, None where it cannot be mapped."""
-        found.fileno()
-        if name not in self._views:
-            if not found.flags & abi.BPF_F_MMAPABLE:
-                return None
-            writable = not found.flags & abi.BPF_F_RDONLY_PROG
-            self._views[name] = found.mmap(writable=writable), writable
-        return self._views[name][0]
-
-    def __getitem__(self, name: str) -> Any:
-        found, map_name, offset, size, layout = self._place(name)
-        view = self._view(found, map_name)
-        if view is not None:
-            data = _load(view, offset, size)
-        else:
-            data = _raw(found).lookup(bytes(found.key_size))[offset : offset + size]
-        return data if layout is None else _layout.decode(layout, data, 0, sys.byteorder)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        found, map_name, offset, size, layout = self._place(name)
-        data = _encode(name, value, size, layout)
-        if found.flags & abi.BPF_F_RDONLY_PROG:
-            raise UsageError(
-                f"variable {name!r} is in {map_name}, which is read-only once it is loaded; "
-                "set it in the spec before loading",
-                object=self._plan.name,
-            )
-        view = self._view(found, map_name)
-        if view is not None:
-            _store(view, offset, data)
-            return
-        raw = _raw(found)
-        key = bytes(found.key_size)
-        whole = bytearray(raw.lookup(key))
-        whole[offset : offset + size] = data
-        raw.update(key, whole)
-
-    def unmap(self) -> None:
-        """Take the data maps out of this process' memory (design: once a guard is filled, what is
-        mapped could be found through /proc/PID/mem)."""
-        while self._views:
-            _, (view, _writable) = self._views.popitem()
-            view.close()
-
-
-def _encode(name: str, value: Any, size: int, layout: Any) -> bytes:
-    try:
-        if layout is not None:
-            data = _layout.encode(layout, value, sys.byteorder)
-        elif isinstance(value, (bytes, bytearray, memoryview)):
-            data = bytes(value)
-        elif isinstance(value, int) and size in (1, 2, 4, 8):
-            data = value.to_bytes(size, sys.byteorder, signed=value < 0)
-        else:
-            raise UsageError(f"bytes are needed, not {type(value).__name__}")
-    except OverflowError:
-        raise UsageError(f"{value} does not fit into {size} bytes", variable=name) from None
-    except UsageError as error:
-        raise error.at(variable=name)  # noqa: B904
-    if len(data) != size:
-        raise UsageError(f"{len(data)} bytes given where {size} are needed", variable=name)
-    return data
-
-
-def _raw(found: Map) -> Map:
-    """A view of the same fd without layouts; its fd is taken away from it after use."""
-    view = _Borrowed(found.fd, found.name)
-    view._set_shape(found.type, found.key_size, found.value_size, found.max_entries, found.flags)
-    return view
-
-
-class _Borrowed(Map):
-    """A Map that does not own its fd."""
-
-    __slots__ = ()
-
-    def close(self) -> None:
-        self.fd = -1
-
-
-_CASTS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-
-
-def _load(view: mmap.mmap, offset: int, size: int) -> bytes:
-    if size in _CASTS and offset % size == 0:
-        with memoryview(view) as whole, whole.cast(_CASTS[size]) as words:
-            return int(words[offset // size]).to_bytes(size, sys.byteorder)
-    return view[offset : offset + size]
-
-
-def _store(view: mmap.mmap, offset: int, data: bytes) -> None:
-    """Store bytes; sizes 1, 2, 4, 8 at an aligned offset by one machine store (the item
-    assignment of a cast memoryview copies a C integer of that size)."""
-    size = len(data)
-    if size in _CASTS and offset % size == 0:
-        with memoryview(view) as whole, whole.cast(_CASTS[size]) as words:
-            words[offset // size] = int.from_bytes(data, sys.byteorder)
-        return
-    view[offset : offset + size] = data

@@ -129,10 +129,8 @@ def _tell(live: Object, as_json: bool) -> None:
         )
         text = f'{{"object": {_quote(live.name)}{text}}}\n'
     else:
-        text = (
-            f"{live.name}: {len(live.programs)} programs loaded, {len(live.links)} attached, "
-            f"{len(live.maps)} maps\n"
-        )
+        maps, programs, links = live.counts()
+        text = f"{live.name}: {programs} programs loaded, {links} attached, {maps} maps\n"
     sys.stdout.write(text)
     sys.stdout.flush()
 

@@ -11,21 +11,20 @@ holds for KeyboardInterrupt and MemoryError too.
 
 from __future__ import annotations
 
-import os
+import posix  # all that is used of os, which takes 1 ms to import
 import struct
 
 from pybpf.errors import KernelError, PlanError, PybpfError, SymbolNotFoundError, VerifierError
-from pybpf.kernel import map as _map
-from pybpf.kernel import program as _program
+from pybpf.kernel import create as _create
+from pybpf.kernel.cpus import possible_cpus
 from pybpf.plan import ops as _ops
+from pybpf.plan.live import Object
 from pybpf.sys import abi, bpf
 from pybpf.sys.syscalls import Pointer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from pybpf.plan.live import Object
 
     Symbol = tuple[int, int]  # (fd of the module's BTF, 0 for vmlinux; type id)
 
@@ -55,8 +54,6 @@ def run(
     trace: called after each operation with it and the nanoseconds it took.
     Raises KernelError, VerifierError, SymbolNotFoundError or PlanError; nothing is left behind.
     """
-    from pybpf.plan.live import Object
-
     executor = Executor(plan, log_level=log_level, maps=maps, targets=targets, trace=trace)
     try:
         executor.execute(plan.ops)
@@ -165,9 +162,9 @@ class Executor:
             fd, self.slots[slot] = self.slots[slot], -1
             self.reused.discard(slot)
             if fd >= 0:
-                os.close(fd)
+                posix.close(fd)
         elif kind == "pin":
-            os.unlink(str(entry[1]))
+            posix.unlink(str(entry[1]))
         elif kind == "arena":
             from pybpf.kernel import arena
 
@@ -181,7 +178,7 @@ class Executor:
             try:
                 bpf.map_delete(own, bytes(4))
             finally:
-                os.close(own)
+                posix.close(own)
         elif kind == "attached":
             prog, target, attach_type = entry[1:]
             assert isinstance(prog, int)
@@ -190,19 +187,19 @@ class Executor:
             try:
                 bpf.prog_detach(prog, target, attach_type)
             finally:
-                os.close(target)
+                posix.close(target)
 
     def close_symbols(self) -> None:
         """Close the fds of module BTF that Lookup opened; ids of vmlinux stay usable."""
         for number, symbol in enumerate(self.symbols):
             if symbol is not None and symbol[0]:
                 self.symbols[number] = (0, 0)
-                os.close(symbol[0])
+                posix.close(symbol[0])
 
     def _fill_slot(self, slot: int, fd: int) -> None:
         """Put a new fd into its slot; from here on the journal knows of it."""
         if not 0 <= slot < len(self.slots) or self.slots[slot] >= 0:
-            os.close(fd)
+            posix.close(fd)
             raise PlanError(f"fd slot {slot} does not exist or is taken")
         self.slots[slot] = fd
         self.journal.append(("fd", slot))
@@ -224,10 +221,8 @@ class Executor:
     # --- operations ---------------------------------------------------------------------------
 
     def _btf_load(self, op: _ops.BtfLoad) -> None:
-        from pybpf.kernel.btf import load_fd
-
         try:
-            self._fill_slot(op.dst, load_fd(op.data))
+            self._fill_slot(op.dst, _create.btf_fd(op.data))
         except KernelError as error:
             if not op.optional:
                 raise
@@ -246,19 +241,17 @@ class Executor:
         if missing:
             # Their fds, if any, go with the others at the end of the run or with an undo.
             raise SymbolNotFoundError(
-                f"the running kernel ({os.uname().release}) has no {', '.join(missing)}.",
+                f"the running kernel ({posix.uname().release}) has no {', '.join(missing)}.",
                 names=tuple(missing),
             )
 
     def _map_create(self, op: _ops.MapCreate) -> None:
         entries = op.max_entries
         if entries == _ops.NR_CPUS:
-            from pybpf.kernel.cpus import possible_cpus
-
             entries = possible_cpus()
         reuse = self._reuse.get(op.dst)
         if reuse is not None:
-            self._reuse_map(op, os.dup(reuse), entries, "the fd given")
+            self._reuse_map(op, posix.dup(reuse), entries, "the fd given")
             return
         if op.pin_path is not None:
             try:
@@ -272,7 +265,7 @@ class Executor:
         btf = self.slots[op.btf] if op.btf is not None else -1
         with_btf = (
             btf >= 0
-            and op.type not in _map.MAPS_WITHOUT_BTF
+            and op.type not in _create.MAPS_WITHOUT_BTF
             and bool(op.key_type_id or op.value_type_id)
         )
         attributes: dict[str, int | None] = {}
@@ -313,7 +306,7 @@ class Executor:
         self, op: _ops.MapCreate, entries: int, attributes: dict[str, int | None], with_btf: bool
     ) -> int:
         def attempt() -> int:
-            return _map.create_fd(
+            return _create.map_fd(
                 op.type, op.key_size, op.value_size, entries,
                 name=op.name, flags=op.flags, extra=op.extra, **attributes,
             )  # fmt: skip
@@ -336,11 +329,12 @@ class Executor:
     def _reuse_map(self, op: _ops.MapCreate, fd: int, entries: int, where: str) -> None:
         self._fill_slot(op.dst, fd)
         self.reused.add(op.dst)
+        from pybpf.kernel.map import Map
         from pybpf.kernel.object import check_kind
 
         check_kind(fd, "map")
         # The Map object is a view for one question; the fd stays the slot's.
-        view = _map.Map(fd, op.name)
+        view = Map(fd, op.name)
         try:
             flags = op.flags | (abi.BPF_F_NUMA_NODE if op.numa_node is not None else 0)
             differs = view.matches(
@@ -386,7 +380,7 @@ class Executor:
             return
         from pybpf.plan import kconfig
 
-        version = kconfig.parse_release(os.uname().release)
+        version = kconfig.parse_release(posix.uname().release)
         data = kconfig.contents(op.values, version, kconfig.running_config)
         try:
             bpf.map_update(self.fd(op.map, "map"), bytes(4), data)
@@ -398,7 +392,7 @@ class Executor:
         for offset, slot in op.programs:
             struct.pack_into("=Q", data, offset, self.fd(slot, "program"))
         # An fd of its own: the map's may be closed by the user before the value is deleted.
-        fd = os.dup(self.fd(op.map, "map"))
+        fd = posix.dup(self.fd(op.map, "map"))
         try:
             bpf.map_update(fd, bytes(4), data)
             if op.register:
@@ -408,7 +402,7 @@ class Executor:
             raise error.at(map=self._slot_name(op.map))  # noqa: B904
         finally:
             if fd >= 0:
-                os.close(fd)
+                posix.close(fd)
 
     def _map_freeze(self, op: _ops.MapFreeze) -> None:
         if op.map in self.reused:
@@ -486,7 +480,7 @@ class Executor:
         if op.attach_prog is not None:
             fields["attach_prog_fd"] = self.fd(op.attach_prog, "program")
         log: list[str] = []
-        fd = _program.load_fd(fields, log_level=self._log_level, log_out=log)
+        fd = _create.program_fd(fields, log_level=self._log_level, log_out=log)
         del held
         if log:
             self.logs[op.name] = log[0]
@@ -551,7 +545,7 @@ class Executor:
         for number, symbol in enumerate(self.symbols):
             if symbol != before[number]:
                 if symbol is not None and symbol[0]:
-                    os.close(symbol[0])
+                    posix.close(symbol[0])
                 self.symbols[number] = before[number]
 
     def _when(self, op: _ops.When) -> None:
@@ -563,7 +557,11 @@ class Executor:
         if condition not in self._conditions:
             kind, what = condition
             if kind == "module":
-                result = os.path.exists(f"/sys/kernel/btf/{what}")
+                try:
+                    posix.stat(f"/sys/kernel/btf/{what}")
+                    result = True
+                except (OSError, ValueError):  # not there; a NUL in the name
+                    result = False
             elif kind == "symbol" and isinstance(what, int):
                 result = self.symbol(what) is not None
             elif kind == "slot" and isinstance(what, int):

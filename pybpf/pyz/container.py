@@ -59,7 +59,7 @@ try:
  n=l(u(k))
  g={{}}
  exec(n[0][2],g)
- g['start'](n,lambda i:l(u(i)),k+1,u(0),__file__)
+ g['start'](n,lambda i:l(u(i)),(2,4)if k<2 else(4,),u(0),__file__)
 except EOFError:sys.exit(__file__+': the bundle is damaged or cut short: its CRC does not match. \
 Make or copy it again.')
 except ImportError as e:sys.exit(__file__+': this Python cannot run a bundle: %s.'%e)

@@ -22,15 +22,15 @@ __all__ = ["start"]
 def start(
     modules: tuple[tuple[str, bool, Body], ...],
     section: Callable[[int], Any],
-    later: int,
+    later: tuple[int, ...],
     plan: bytes,
     name: str,
 ) -> NoReturn:
     """Run the Plan and end the process.
 
     modules: (name, whether it is a package, code or source), in the order in which they import
-    each other; the first is this one. section(later): {name: code or source} of those that are
-    imported on demand. name: the bundle's file, for messages.
+    each other; the first is this one. section(n) for n in later: {name: code or source} of those
+    that are imported on demand. name: the bundle's file, for messages.
     """
     from posix import _exit
 
@@ -61,18 +61,19 @@ def start(
 class _Finder:
     """Finds the modules that are imported on demand (importlib's protocol of finder and loader)."""
 
-    def __init__(self, section: Callable[[int], Any], later: int) -> None:
+    def __init__(self, section: Callable[[int], Any], sections: tuple[int, ...]) -> None:
         self._section = section
-        self._later = later
-        self._bodies: dict[str, Body] | None = None
+        self._sections = list(sections)
+        self._bodies: dict[str, Body] = {}
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
         if not name.startswith("pybpf."):
             return None
-        if self._bodies is None:
-            self._bodies = self._section(self._later)
-        if name not in self._bodies:
-            return None
+        while name not in self._bodies:
+            if not self._sections:
+                return None
+            # What an earlier section has stays: it is byte code.
+            self._bodies = {**self._section(self._sections.pop(0)), **self._bodies}
         from _frozen_importlib import ModuleSpec  # type: ignore[import-not-found, unused-ignore]
 
         return ModuleSpec(name, self)  # type: ignore[arg-type, unused-ignore]
@@ -81,5 +82,4 @@ class _Finder:
         return None
 
     def exec_module(self, module: Any) -> None:
-        assert self._bodies is not None
         exec(self._bodies[module.__name__], module.__dict__)

@@ -27,6 +27,16 @@ MAIN = "pybpf.plan.main"
 LOADER = "pybpf.pyz.loader"
 ROOMS = ("pybpf.errors", "pybpf.sys", "pybpf.kernel", "pybpf.plan")
 _ABI = "pybpf.sys.abi"
+#: What only explains a failure, or is for few programs: it travels as source, not as byte code,
+#: which would make every bundle larger, and slower to read.
+RARE = (
+    "pybpf.kernel.arena", "pybpf.kernel.explain_map", "pybpf.kernel.features",
+    "pybpf.kernel.kallsyms", "pybpf.kernel.symbols", "pybpf.kernel.verifier_log", "pybpf.sys.abi",
+    "pybpf.sys.abi_names", "pybpf.sys.diagnose", "pybpf.sys.numbers_aarch64",
+    "pybpf.sys.numbers_x86_64",
+)  # fmt: skip
+#: Modules of C behind modules of Python that only wrap them.
+_CORES = {"struct": "_struct"}
 
 
 class Merged:
@@ -52,10 +62,11 @@ class Merged:
         return marshal.dumps(first, 2), marshal.dumps(later, 2)
 
     def code(self) -> tuple[bytes, bytes]:
-        """(first, later) marshalled as byte code of the Python that runs this; its line numbers
-        are the rooms'."""
+        """(first, later without RARE) marshalled as byte code of the Python that runs this; its
+        line numbers are the rooms'."""
         first = tuple((name, package, _compile(name, tree)) for name, package, tree in self.first)
-        return canonical(first), canonical({n: _compile(n, t) for n, t in self.later})
+        later = {name: _compile(name, tree) for name, tree in self.later if name not in RARE}
+        return canonical(first), canonical(later)
 
 
 def _compile(name: str, tree: ast.Module) -> CodeType:
@@ -241,6 +252,12 @@ class _Lean(ast.NodeTransformer):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
         return None if node.module == "__future__" else node
+
+    def visit_Import(self, node: ast.Import) -> ast.Import:
+        for alias in node.names:
+            if alias.name in _CORES:
+                alias.name, alias.asname = _CORES[alias.name], alias.asname or alias.name
+        return node
 
     def visit_Attribute(self, node: ast.Attribute) -> Any:
         if isinstance(node.value, ast.Name) and node.value.id in self._constants:

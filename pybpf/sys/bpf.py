@@ -11,14 +11,13 @@ Source of numbers and layouts: ``pybpf.sys.abi`` and ``pybpf.sys.layouts`` (gene
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import os
+import posix
 import struct
+from _ctypes import addressof
 
 from pybpf.errors import KernelError, UsageError
 from pybpf.sys import abi, layouts
-from pybpf.sys.syscalls import Pointer, fail, machine, raw
+from pybpf.sys.syscalls import Char, Pointer, fail, machine, raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,13 +71,13 @@ def call(cmd: int, attr: bytearray, *, common: bytearray | None = None) -> int:
     kernel refuses it with EINVAL). Raises KernelError (errno, call); EPERM carries a hint that
     was probed, not guessed. EINTR is retried, it changes nothing.
     """
-    address = ctypes.addressof(ctypes.c_char.from_buffer(attr))
+    address = addressof(Char.from_buffer(attr))
     nr = _number or _bpf_number()
     while True:
         if common is None:
             result = raw(nr, cmd, address, len(attr))
         else:
-            extra = ctypes.addressof(ctypes.c_char.from_buffer(common))
+            extra = addressof(Char.from_buffer(common))
             result = raw(
                 nr, cmd | abi.BPF_COMMON_ATTRS, address, len(attr), extra, len(common)
             )
@@ -97,10 +96,12 @@ def call(cmd: int, attr: bytearray, *, common: bytearray | None = None) -> int:
 
 def _above_stdio(fd: int) -> int:
     """Move an fd that landed on a standard stream's number out of the way."""
+    from fcntl import F_DUPFD_CLOEXEC, fcntl
+
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return fcntl(fd, F_DUPFD_CLOEXEC, 3)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def pack(layout: Layout, size: int, fields: dict[str, int | bytes]) -> bytearray:

@@ -10,9 +10,19 @@ executable, which the policies of ``restrict`` deny.
 
 from __future__ import annotations
 
-import ctypes
-import errno as _errno
-import os
+import posix
+import sys
+from _ctypes import (
+    FUNCFLAG_CDECL,
+    FUNCFLAG_USE_ERRNO,
+    CFuncPtr,
+    _SimpleCData,
+    addressof,
+    dlopen,
+    dlsym,
+    get_errno,
+    sizeof,
+)
 
 from pybpf.errors import KernelError, UsageError
 
@@ -42,14 +52,37 @@ __all__ = [
     "umount2",
 ]
 
-# CDLL(None) is the C library that the interpreter itself runs on. use_errno: errno is saved
-# right after the call, before anything of the interpreter can change it.
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+# The C core of ctypes: the package around it takes longer to import than a program to load.
+
+
+class _Long(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "l"
+
+
+class Char(_SimpleCData):  # type: ignore[type-arg]
+    """One byte; ``Char.from_buffer(data)`` keeps a bytearray alive and from being resized."""
+
+    _type_ = "c"
+
+
+class _Text(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "z"  # const char *
+
+
+class _Address(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "P"  # void *
+
+
+class _Syscall(CFuncPtr):
+    # errno is saved right after the call, before anything of the interpreter can change it.
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+# dlopen(None): the C library that the interpreter itself runs on.
+_syscall = _Syscall(dlsym(dlopen(None, 0), "syscall"))  # type: ignore[arg-type]
 # With declared types, Python ints go as longs: without them, as 32-bit ints.
-_syscall.argtypes = [ctypes.c_long] * 7
-_get_errno = ctypes.get_errno
+_syscall.argtypes = [_Long] * 7
 
 # errno values that the kernel lets out although user space has no names for them
 # (include/linux/errno.h).
@@ -64,8 +97,8 @@ def machine() -> str:
 
     A 32-bit interpreter on a 64-bit kernel is refused: its pointers do not fit the tables.
     """
-    name = os.uname().machine
-    if name not in _MACHINES or ctypes.sizeof(ctypes.c_void_p) != 8:
+    name: str = posix.uname().machine
+    if name not in _MACHINES or sizeof(_Address) != 8:
         raise UsageError(
             f"pybpf knows the system calls of 64-bit x86_64 and aarch64, not of {name}.",
             hint="Compiling for another machine works everywhere; running does not.",
@@ -93,7 +126,9 @@ def number(name: str) -> int:
 
 def errno_name(code: int) -> str:
     """ "EPERM" for 1; kernel-only values have their kernel names; unknown ones their number."""
-    return _errno.errorcode.get(code) or _KERNEL_ONLY.get(code) or f"errno {code}"
+    from errno import errorcode
+
+    return errorcode.get(code) or _KERNEL_ONLY.get(code) or f"errno {code}"
 
 
 def errno_text(code: int) -> str:
@@ -101,7 +136,7 @@ def errno_text(code: int) -> str:
     if code in _KERNEL_ONLY:
         what = "Operation is not supported" if code == 524 else "Unknown error"
         return f"{_KERNEL_ONLY[code]}: {what} (errno {code})"
-    return f"{errno_name(code)}: {os.strerror(code)}"
+    return f"{errno_name(code)}: {posix.strerror(code)}"
 
 
 def fail(call: str, code: int, *, hint: str | None = None, **where: object) -> KernelError:
@@ -114,7 +149,7 @@ def fail(call: str, code: int, *, hint: str | None = None, **where: object) -> K
 def raw(nr: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
     """System call ``nr``; the result, or minus the errno. Retries nothing."""
     result: int = _syscall(nr, a, b, c, d, e, f)
-    return result if result != -1 else -_get_errno()
+    return result if result != -1 else -get_errno()
 
 
 class Pointer:
@@ -132,14 +167,15 @@ class Pointer:
         if data is None:
             return
         if isinstance(data, bytes):
-            # A c_char_p is itself a buffer that holds the address of the bytes it keeps alive.
-            self._keep = ctypes.c_char_p(data)
-            self.address = ctypes.c_void_p.from_buffer(self._keep).value or 0
+            # A char pointer is itself a buffer that holds the address of the bytes it keeps alive.
+            self._keep = _Text(data)
+            self.address = _Address.from_buffer(self._keep).value or 0
             return
         if isinstance(data, memoryview) and data.readonly:
             data = bytearray(data)
-        self._keep = (ctypes.c_char * len(data)).from_buffer(data)
-        self.address = ctypes.addressof(self._keep)
+        # Nothing can be exported of an empty buffer; its address must not be 0 all the same.
+        self._keep = Char.from_buffer(data) if len(data) else _Long()
+        self.address = addressof(self._keep)
 
 
 def pointer(data: Buffer | None) -> Pointer:
@@ -163,7 +199,7 @@ def syscall(name: str, *args: int | bytes | bytearray | str | Pointer | None) ->
             words.append(arg)
             continue
         if isinstance(arg, str):
-            arg = os.fsencode(arg)
+            arg = arg.encode(sys.getfilesystemencoding(), "surrogateescape")
         held = arg if isinstance(arg, Pointer) else Pointer(arg)
         keep.append(held)
         words.append(held.address)

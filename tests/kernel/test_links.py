@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import posix
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_a_software_perf_event(prefix: str) -> None:
     with run(the_plan).attach() as obj:
         os.close(event)
         assert obj.links["clock"].type == abi.BPF_LINK_TYPE_PERF_EVENT
-        assert settle(lambda: sum(i * i for i in range(100_000)) and runs(obj, prefix) > 0)
+        assert settle(lambda: sum(i * i for i in range(100_000)) > 0 and runs(obj, prefix) > 0)
 
 
 def test_a_cgroup(prefix: str, tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_an_iterator_over_a_map(prefix: str) -> None:
 def test_bad_targets(prefix: str) -> None:
     for how, target, sentence in (
         ("cgroup", "/no/such", "ENOENT"),
-        ("interface", "no_such_if", "ENOENT"),
+        ("interface", "no_such_if", "ENODEV"),
         ("tracepoint", "one", "category/name"),
         ("tracepoint", "no/such", "ENOENT"),
         ("kprobe", "f+x", "no number"),
@@ -348,8 +349,29 @@ def test_links_close_first_and_in_reverse(prefix: str, monkeypatch: pytest.Monke
     expected = [obj.links["two"].fd, obj.links["one"].fd, obj.programs[f"{prefix}_p"].fd,
                 obj.maps[f"{prefix}_n"].fd]  # fmt: skip
     closed: list[int] = []
-    real = os.close
-    monkeypatch.setattr(os, "close", lambda fd: (closed.append(fd), real(fd))[1])
+    real = posix.close
+    monkeypatch.setattr(posix, "close", lambda fd: (closed.append(fd), real(fd))[1])
     obj.close()
     monkeypatch.undo()
     assert closed == expected
+
+
+def test_the_same_order_where_nobody_asked_for_an_object(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = run(_two_links(prefix)).attach()
+    executor = obj._executor
+    assert executor is not None
+    assert obj.counts() == (1, 1, 2)
+    the_plan = obj.plan
+    places = [the_plan.links["two"], the_plan.links["one"], the_plan.programs[f"{prefix}_p"],
+              the_plan.maps[f"{prefix}_n"][0]]  # fmt: skip
+    expected = [executor.slots[place] for place in places]
+    assert min(expected) > 2
+    closed: list[int] = []
+    real = posix.close
+    monkeypatch.setattr(posix, "close", lambda fd: (closed.append(fd), real(fd))[1])
+    obj.close()
+    monkeypatch.undo()
+    assert closed == expected
+    assert (obj.counts(), obj.maps, obj.programs, obj.links) == ((0, 0, 0), {}, {}, {})

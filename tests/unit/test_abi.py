@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import lzma
 import os
+import posix
 import struct
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_another_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from pybpf.sys import syscalls
 
     real = os.uname()
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*real[:4], "riscv64")))
+    monkeypatch.setattr(posix, "uname", lambda: os.uname_result((*real[:4], "riscv64")))
     with pytest.raises(UsageError, match="not of riscv64"):
         syscalls.number("bpf")
 
