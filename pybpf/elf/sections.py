@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """SEC() names: which program type, attach type and flags a section's name stands for.
 
-The vocabulary is that of the kernel tree's document "Program Types and ELF Sections" and of
-libbpf 1.8. Order matters: the first definition that matches wins.
+The vocabulary is libbpf's (section_table.py, which tools/gen_sections writes); the kernel tree's
+document "Program Types and ELF Sections" describes it. A name that is written out wins over one
+that takes a target.
 """
 
 from __future__ import annotations
 
+from pybpf.elf.section_table import SECTION_TABLE
 from pybpf.sys import abi
 
 TYPE_CHECKING = False
@@ -50,139 +52,29 @@ class SectionDef(NamedTuple):
 
 
 _FUNC = ("", "FUNC")
+# Attach type → how the target that a section names is called in kernel BTF.
+_BTF_NAMES = {
+    abi.BPF_TRACE_RAW_TP: ("btf_trace_", "TYPEDEF"),
+    abi.BPF_TRACE_ITER: ("bpf_iter_", "FUNC"),
+    abi.BPF_LSM_MAC: ("bpf_lsm_", "FUNC"),
+    abi.BPF_LSM_CGROUP: ("bpf_lsm_", "FUNC"),
+}
 
 
-def _table() -> list[SectionDef]:
-    a = abi
-    out: list[SectionDef] = []
-
-    def add(pattern: str, prog: int, attach: int = 0, flags: int = 0, **more: object) -> None:
-        out.append(SectionDef(pattern, prog, attach, flags, **more))  # type: ignore[arg-type]
-
-    def both(name: str, prog: int, attach: int, **more: object) -> None:
-        """``name+`` and its sleepable twin ``name.s+``."""
-        add(f"{name}+", prog, attach, 0, **more)
-        add(f"{name}.s+", prog, attach, SLEEPABLE, **more)
-
-    add("socket", a.BPF_PROG_TYPE_SOCKET_FILTER)
-    reuseport = a.BPF_PROG_TYPE_SK_REUSEPORT
-    add("sk_reuseport/migrate", reuseport, a.BPF_SK_REUSEPORT_SELECT_OR_MIGRATE)
-    add("sk_reuseport", reuseport, a.BPF_SK_REUSEPORT_SELECT)
-
-    kprobe = a.BPF_PROG_TYPE_KPROBE
-    for name in ("kprobe+", "kretprobe+", "ksyscall+", "kretsyscall+"):
-        add(name, kprobe)
-    for name in ("uprobe", "uretprobe", "usdt"):
-        both(name, kprobe, 0)
-    for name in ("kprobe.multi+", "kretprobe.multi+"):
-        add(name, kprobe, a.BPF_TRACE_KPROBE_MULTI, multi=True)
-    add("kprobe.session+", kprobe, a.BPF_TRACE_KPROBE_SESSION, multi=True)
-    for name in ("uprobe.multi", "uretprobe.multi"):
-        both(name, kprobe, a.BPF_TRACE_UPROBE_MULTI, multi=True)
-    both("uprobe.session", kprobe, a.BPF_TRACE_UPROBE_SESSION, multi=True)
-
-    cls = a.BPF_PROG_TYPE_SCHED_CLS
-    for name in ("tc", "tcx"):
-        add(f"{name}/ingress", cls, a.BPF_TCX_INGRESS)
-        add(f"{name}/egress", cls, a.BPF_TCX_EGRESS)
-    add("tc", cls)
-    add("classifier", cls)
-    add("action", a.BPF_PROG_TYPE_SCHED_ACT)
-    add("netkit/primary", cls, a.BPF_NETKIT_PRIMARY)
-    add("netkit/peer", cls, a.BPF_NETKIT_PEER)
-
-    for name in ("tracepoint", "tp"):
-        both(name, a.BPF_PROG_TYPE_TRACEPOINT, 0)
-    for name in ("raw_tracepoint", "raw_tp"):
-        both(name, a.BPF_PROG_TYPE_RAW_TRACEPOINT, 0)
-        add(f"{name}.w+", a.BPF_PROG_TYPE_RAW_TRACEPOINT_WRITABLE)
-
-    tracing = a.BPF_PROG_TYPE_TRACING
-    both("tp_btf", tracing, a.BPF_TRACE_RAW_TP, btf=("btf_trace_", "TYPEDEF"))
-    both("fentry", tracing, a.BPF_TRACE_FENTRY, btf=_FUNC)
-    both("fmod_ret", tracing, a.BPF_MODIFY_RETURN, btf=_FUNC)
-    both("fexit", tracing, a.BPF_TRACE_FEXIT, btf=_FUNC)
-    both("fsession", tracing, a.BPF_TRACE_FSESSION, btf=_FUNC)
-    both("fentry.multi", tracing, a.BPF_TRACE_FENTRY_MULTI, multi=True)
-    both("fexit.multi", tracing, a.BPF_TRACE_FEXIT_MULTI, multi=True)
-    both("fsession.multi", tracing, a.BPF_TRACE_FSESSION_MULTI, multi=True)
-    add("freplace+", a.BPF_PROG_TYPE_EXT, btf=_FUNC)
-    lsm = ("bpf_lsm_", "FUNC")
-    both("lsm", a.BPF_PROG_TYPE_LSM, a.BPF_LSM_MAC, btf=lsm)
-    add("lsm_cgroup+", a.BPF_PROG_TYPE_LSM, a.BPF_LSM_CGROUP, btf=lsm)
-    both("iter", tracing, a.BPF_TRACE_ITER, btf=("bpf_iter_", "FUNC"))
-    add("syscall", a.BPF_PROG_TYPE_SYSCALL, 0, SLEEPABLE)
-
-    xdp = a.BPF_PROG_TYPE_XDP
-    for name, attach in (("/devmap", a.BPF_XDP_DEVMAP), ("/cpumap", a.BPF_XDP_CPUMAP)):
-        add(f"xdp.frags{name}", xdp, attach, FRAGS)
-        add(f"xdp{name}", xdp, attach)
-    add("xdp.frags", xdp, a.BPF_XDP, FRAGS)
-    add("xdp", xdp, a.BPF_XDP, optional_attach_type=True)
-
-    add("perf_event", a.BPF_PROG_TYPE_PERF_EVENT)
-    add("lwt_in", a.BPF_PROG_TYPE_LWT_IN)
-    add("lwt_out", a.BPF_PROG_TYPE_LWT_OUT)
-    add("lwt_xmit", a.BPF_PROG_TYPE_LWT_XMIT)
-    add("lwt_seg6local", a.BPF_PROG_TYPE_LWT_SEG6LOCAL)
-
-    def optional(pattern: str, prog: int, attach: int) -> None:
-        add(pattern, prog, attach, optional_attach_type=True)
-
-    optional("sockops", a.BPF_PROG_TYPE_SOCK_OPS, a.BPF_CGROUP_SOCK_OPS)
-    skb = a.BPF_PROG_TYPE_SK_SKB
-    optional("sk_skb/stream_parser", skb, a.BPF_SK_SKB_STREAM_PARSER)
-    optional("sk_skb/stream_verdict", skb, a.BPF_SK_SKB_STREAM_VERDICT)
-    optional("sk_skb/verdict", skb, a.BPF_SK_SKB_VERDICT)
-    add("sk_skb", skb)
-    optional("sk_msg", a.BPF_PROG_TYPE_SK_MSG, a.BPF_SK_MSG_VERDICT)
-    optional("lirc_mode2", a.BPF_PROG_TYPE_LIRC_MODE2, a.BPF_LIRC_MODE2)
-    optional("flow_dissector", a.BPF_PROG_TYPE_FLOW_DISSECTOR, a.BPF_FLOW_DISSECTOR)
-
-    cgroup_skb = a.BPF_PROG_TYPE_CGROUP_SKB
-    optional("cgroup_skb/ingress", cgroup_skb, a.BPF_CGROUP_INET_INGRESS)
-    optional("cgroup_skb/egress", cgroup_skb, a.BPF_CGROUP_INET_EGRESS)
-    add("cgroup/skb", cgroup_skb)
-    sock = a.BPF_PROG_TYPE_CGROUP_SOCK
-    add("cgroup/sock_create", sock, a.BPF_CGROUP_INET_SOCK_CREATE)
-    add("cgroup/sock_release", sock, a.BPF_CGROUP_INET_SOCK_RELEASE)
-    optional("cgroup/sock", sock, a.BPF_CGROUP_INET_SOCK_CREATE)
-    add("cgroup/post_bind4", sock, a.BPF_CGROUP_INET4_POST_BIND)
-    add("cgroup/post_bind6", sock, a.BPF_CGROUP_INET6_POST_BIND)
-    addr = a.BPF_PROG_TYPE_CGROUP_SOCK_ADDR
-    for name, attach in (
-        ("bind4", a.BPF_CGROUP_INET4_BIND),
-        ("bind6", a.BPF_CGROUP_INET6_BIND),
-        ("connect4", a.BPF_CGROUP_INET4_CONNECT),
-        ("connect6", a.BPF_CGROUP_INET6_CONNECT),
-        ("connect_unix", a.BPF_CGROUP_UNIX_CONNECT),
-        ("sendmsg4", a.BPF_CGROUP_UDP4_SENDMSG),
-        ("sendmsg6", a.BPF_CGROUP_UDP6_SENDMSG),
-        ("sendmsg_unix", a.BPF_CGROUP_UNIX_SENDMSG),
-        ("recvmsg4", a.BPF_CGROUP_UDP4_RECVMSG),
-        ("recvmsg6", a.BPF_CGROUP_UDP6_RECVMSG),
-        ("recvmsg_unix", a.BPF_CGROUP_UNIX_RECVMSG),
-        ("getpeername4", a.BPF_CGROUP_INET4_GETPEERNAME),
-        ("getpeername6", a.BPF_CGROUP_INET6_GETPEERNAME),
-        ("getpeername_unix", a.BPF_CGROUP_UNIX_GETPEERNAME),
-        ("getsockname4", a.BPF_CGROUP_INET4_GETSOCKNAME),
-        ("getsockname6", a.BPF_CGROUP_INET6_GETSOCKNAME),
-        ("getsockname_unix", a.BPF_CGROUP_UNIX_GETSOCKNAME),
-    ):
-        add(f"cgroup/{name}", addr, attach)
-    add("cgroup/sysctl", a.BPF_PROG_TYPE_CGROUP_SYSCTL, a.BPF_CGROUP_SYSCTL)
-    sockopt = a.BPF_PROG_TYPE_CGROUP_SOCKOPT
-    add("cgroup/getsockopt", sockopt, a.BPF_CGROUP_GETSOCKOPT)
-    add("cgroup/setsockopt", sockopt, a.BPF_CGROUP_SETSOCKOPT)
-    optional("cgroup/dev", a.BPF_PROG_TYPE_CGROUP_DEVICE, a.BPF_CGROUP_DEVICE)
-
-    both("struct_ops", a.BPF_PROG_TYPE_STRUCT_OPS, 0)
-    add("sk_lookup", a.BPF_PROG_TYPE_SK_LOOKUP, a.BPF_SK_LOOKUP)
-    add("netfilter", a.BPF_PROG_TYPE_NETFILTER, a.BPF_NETFILTER)
-    return out
+def _definition(pattern: str, program: str, attach: str, letters: str) -> SectionDef:
+    attach_type = getattr(abi, f"BPF_{attach}") if attach else 0
+    return SectionDef(
+        pattern,
+        getattr(abi, f"BPF_PROG_TYPE_{program}"),
+        attach_type,
+        (SLEEPABLE if "s" in letters else 0) | (FRAGS if "f" in letters else 0),
+        btf=_BTF_NAMES.get(attach_type, _FUNC) if "b" in letters else None,
+        multi="m" in letters,
+        optional_attach_type="o" in letters,
+    )
 
 
-SECTIONS: tuple[SectionDef, ...] = tuple(_table())
+SECTIONS: tuple[SectionDef, ...] = tuple(_definition(*row) for row in SECTION_TABLE)
 _EXACT = {d.prefix: d for d in reversed(SECTIONS)}
 
 

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import types
+from pathlib import Path
+
 import pytest
 
 from pybpf.elf import sections
-from pybpf.sys import abi_names
+from pybpf.elf.section_table import SECTION_TABLE
+from pybpf.sys import abi, abi_names
+
+TOOL = Path(__file__).parent.parent.parent / "tools" / "gen_sections"
 
 
 @pytest.mark.parametrize(
@@ -74,3 +82,51 @@ def test_nearest() -> None:
 def test_question_mark() -> None:
     assert sections.split("?lsm/x") == ("lsm/x", False)
     assert sections.split("lsm/x") == ("lsm/x", True)
+
+
+def _tool() -> types.ModuleType:
+    loader = importlib.machinery.SourceFileLoader("gen_sections", str(TOOL))
+    spec = importlib.util.spec_from_loader("gen_sections", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_what_the_tool_writes() -> None:
+    """Nobody edits it: written out again from its own rows it is the same file."""
+    tool = _tool()
+    text = tool.TABLE.read_text()
+    version = text.split("libbpf of Linux ", 1)[1].split(";", 1)[0]
+    assert tool.render(list(SECTION_TABLE), version) == text
+
+
+def test_no_drift_from_libbpf() -> None:
+    """Runs where tools/gen_sections has left what it read of libbpf.c in the cache."""
+    tool = _tool()
+    if not tool.KEPT.exists():
+        pytest.skip("no table of libbpf in the cache (tools/gen_sections)")
+    version, _, body = tool.KEPT.read_text().partition("\n")
+    assert tool.render(tool.rows(body), version) == tool.TABLE.read_text()
+
+
+def test_what_the_tool_does_not_understand() -> None:
+    tool = _tool()
+    row = 'SEC_DEF("a+", KPROBE, BPF_TRACE_KPROBE_MULTI, SEC_SLEEPABLE, attach_kprobe_multi),'
+    assert tool.rows(row) == [("a+", "KPROBE", "TRACE_KPROBE_MULTI", "sm")]
+    with pytest.raises(tool.GenError, match="unknown flag SEC_NEW"):
+        tool.rows('SEC_DEF("a+", KPROBE, 0, SEC_NEW)')
+    with pytest.raises(tool.GenError, match="not understood"):
+        tool.rows('SEC_DEF("a+", KPROBE, 0)')
+    with pytest.raises(tool.GenError, match="no table"):
+        tool.definitions("static int x;")
+
+
+def test_every_attach_type_has_a_section_or_a_reason() -> None:
+    """A new one in the UAPI shows here."""
+    without = {"perf_event", "struct_ops"}  # numbers for links only
+    named = {d.attach_type for d in sections.SECTIONS} | {abi.BPF_CGROUP_INET_INGRESS}
+    missing = {name for number, name in abi_names.ATTACH_TYPE_NAMES.items() if number not in named}
+    assert missing == without
+    programs = {d.type for d in sections.SECTIONS}
+    assert {n for k, n in abi_names.PROG_TYPE_NAMES.items() if k not in programs} == {"unspec"}
