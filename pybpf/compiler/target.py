@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pybpf.reloc.externs import Resolved
-    from pybpf.spec import ExternSpec, ObjectSpec
+    from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
 
 __all__ = ["Target", "arena_at_end", "check_externs"]
 
@@ -189,5 +189,24 @@ def check_externs(
                     extern=extern.name,
                 ).numbered(3)
     except RelocationError as exc:
+        user = _user(spec, str(exc.where.get("extern")))
+        if user is not None:
+            exc.at(program=user.name, section=user.section)
         raise exc.at(object=spec.path or spec.name)  # noqa: B904
+
+
+def _user(spec: ObjectSpec, extern: str) -> ProgramSpec | None:
+    """The first program that refers to an extern, itself or in a subprogram; one that is loaded
+    before one that is not."""
+    for program in sorted(spec.programs.values(), key=lambda p: not p.autoload):
+        seen = {program.function}
+        todo = [program.function]
+        while todo:
+            for ref in spec.functions[todo.pop()].refs:
+                if ref.kind == "extern" and ref.name == extern:
+                    return program
+                if ref.function >= 0 and ref.function not in seen:
+                    seen.add(ref.function)
+                    todo.append(ref.function)
+    return None
 
