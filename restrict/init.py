@@ -135,7 +135,9 @@ def _preload() -> None:
     import pybpf.kernel.verifier_log
     import pybpf.plan.attach
     import pybpf.plan.run
+    import pybpf.plan.variables
     import pybpf.sys.abi_names
+    import pybpf.sys.bpf_more
     import pybpf.sys.diagnose  # noqa: F401
 
 

@@ -36,12 +36,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["CLASSES", "HEADER", "MAGIC", "VERSION", "from_bytes", "to_bytes"]
+__all__ = ["CLASSES", "ENTRY", "HEADER", "MAGIC", "VERSION", "from_bytes", "sha256", "to_bytes"]
 
 MAGIC = b"pybpf\0P\n"
 VERSION = 1
 HEADER = struct.Struct("<8sHHIQ32s")
-_ENTRY = struct.Struct("<BI")
+ENTRY = struct.Struct("<BI")
 # Only ever appended to: the position is the number in the file.
 CLASSES: tuple[type, ...] = (
     _ops.Plan, _ops.BtfLoad, _ops.Lookup, _ops.MapCreate, _ops.MapFill, _ops.MapFreeze,
@@ -53,7 +53,8 @@ CLASSES: tuple[type, ...] = (
 _SHARED, _GROWTH, _DEPTH = 1 << 20, 8, 200
 
 
-def _sha256(data: bytes | memoryview) -> bytes:
+def sha256(data: bytes | memoryview) -> bytes:
+    """The SHA-256 of ``data``."""
     # hashlib loads OpenSSL, some 3 ms; the interpreter's own implementation is enough here.
     try:
         from _sha2 import sha256  # type: ignore[import-not-found, unused-ignore]  # 3.12
@@ -66,60 +67,14 @@ def _sha256(data: bytes | memoryview) -> bytes:
     return digest
 
 
-# --- writing ----------------------------------------------------------------------------------
-
-
-class _Writer:
-    def __init__(self) -> None:
-        self.out = bytearray()
-        self.numbers: dict[tuple[str, Any], int] = {}
-
-    def add(self, value: Any) -> int:
-        """The number of ``value``'s entry, written if it is new."""
-        kind = type(value)
-        if value is None or kind is bool:
-            return self._entry("N" if value is None else "T" if value else "F", b"")
-        if kind is int:
-            if -(1 << 63) <= value < 1 << 63:
-                return self._entry("i", struct.pack("<q", value))
-            size = (value.bit_length() + 8) // 8
-            return self._entry("I", value.to_bytes(size, "little", signed=True))
-        if kind is bytes:
-            return self._entry("b", value)
-        if kind is str:
-            return self._entry("s", value.encode("utf-8", "surrogatepass"))
-        if kind is tuple or kind is list:
-            return self._many("t", [self.add(item) for item in value])
-        if kind is dict:
-            return self._many("d", [self.add(x) for pair in value.items() for x in pair])
-        if kind in CLASSES:
-            fields = [self.add(getattr(value, name)) for name in value.FIELDS]
-            return self._many("o", [CLASSES.index(kind), *fields])
-        raise FormatError(f"a Plan cannot carry a {kind.__name__}: {value!r}")
-
-    def _many(self, tag: str, numbers: list[int]) -> int:
-        return self._entry(tag, struct.pack(f"<{len(numbers)}I", *numbers), len(numbers))
-
-    def _entry(self, tag: str, body: bytes, count: int | None = None) -> int:
-        key = (tag, body)
-        number = self.numbers.get(key)
-        if number is None:
-            number = self.numbers[key] = len(self.numbers)
-            self.out += _ENTRY.pack(ord(tag), len(body) if count is None else count)
-            self.out += body
-        return number
-
-
 def to_bytes(plan: _ops.Plan) -> bytes:
     """The frozen form of ``plan``; equal Plans give equal bytes.
 
     Raises FormatError if a field holds what a Plan may not hold.
     """
-    writer = _Writer()
-    writer.add(plan)
-    payload = bytes(writer.out)
-    head = HEADER.pack(MAGIC, VERSION, 0, len(writer.numbers), len(payload), _sha256(payload))
-    return head + payload
+    from pybpf.plan import freeze
+
+    return freeze.to_bytes(plan)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -145,7 +100,7 @@ def from_bytes(data: bytes | bytearray | memoryview) -> _ops.Plan:
         raise FormatError(
             f"the frozen Plan says it has {length} bytes of payload, but {len(payload)} are there."
         )
-    if _sha256(payload) != digest:
+    if sha256(payload) != digest:
         raise FormatError("the frozen Plan is damaged: its SHA-256 does not match.")
     try:
         plan = _read(payload, count)
@@ -161,7 +116,7 @@ def _read(payload: memoryview, count: int) -> _ops.Plan:
     depths: list[int] = []
     size_of, depth_of = sizes.__getitem__, depths.__getitem__
     most = _SHARED + _GROWTH * count
-    add, entry, unpack = values.append, _ENTRY.unpack_from, struct.unpack_from
+    add, entry, unpack = values.append, ENTRY.unpack_from, struct.unpack_from
     pos, end = 0, len(payload)
     for number in range(count):
         tag, n = entry(payload, pos)

@@ -122,18 +122,23 @@ class Object:
             self._vars = Variables(self.plan, self.maps)
         return self._vars
 
-    def counts(self) -> tuple[int, int, int]:
-        """(maps, programs, links) there are; no live object is made for it."""
-        executor = self._executor
-        if executor is None or self._live is not None:
-            maps, programs = self._objects()
-            return len(maps), len(programs), len(self._links) + len(self._new_links)
-        slots = executor.slots
-        return (
-            sum(slots[place[0]] >= 0 for place in self.plan.maps.values()),
-            sum(slots[slot] >= 0 for slot in self.plan.programs.values()),
-            len(self._links) + len(self._new_links),
-        )
+    def fds(self) -> dict[str, dict[str, int]]:
+        """{"maps": {name: fd}, "programs": …, "links": …} of what is live; the fds stay this
+        object's. No live object is made for it."""
+        slots = self._executor.slots if self._executor is not None else []
+        if self._live is not None:
+            maps = {name: one.fd for name, one in self._live[0].items() if not one.closed}
+            programs = {name: one.fd for name, one in self._live[1].items() if not one.closed}
+        else:
+            maps = {name: slots[place[0]] for name, place in self.plan.maps.items() if slots}
+            programs = {name: slots[slot] for name, slot in self.plan.programs.items() if slots}
+        links = {name: one.fd for name, one in self._links.items() if not one.closed}
+        links.update({name: slots[slot] for name, slot in self._new_links.items()})
+        found = {"maps": maps, "programs": programs, "links": links}
+        return {
+            part: {name: fd for name, fd in places.items() if fd >= 0}
+            for part, places in found.items()
+        }
 
     # --- attaching ----------------------------------------------------------------------------
 
@@ -376,11 +381,8 @@ class Object:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "attached" if self.attached else "loaded"
-        return (
-            "<Object {} {}: {} maps, {} programs, {} links>".format(
-                self.name, state, *self.counts()
-            )
-        )
+        maps, programs, links = map(len, self.fds().values())
+        return f"<Object {self.name} {state}: {maps} maps, {programs} programs, {links} links>"
 
 
 def _load_of(operations: Any, executor: Executor, slot: int, name: str) -> Any:

@@ -13,18 +13,19 @@ import ast
 import importlib
 import marshal
 from importlib.util import find_spec
+from types import CodeType
 
 from pybpf.pyz.canonical import canonical
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType
     from typing import Any
 
 __all__ = ["MAIN", "Merged", "merge"]
 
 MAIN = "pybpf.plan.main"
 LOADER = "pybpf.pyz.loader"
+PACKAGES = ("pybpf", "pybpf.kernel", "pybpf.plan", "pybpf.sys")
 ROOMS = ("pybpf.errors", "pybpf.sys", "pybpf.kernel", "pybpf.plan")
 _ABI = "pybpf.sys.abi"
 #: What only explains a failure, or is for few programs: it travels as source, not as byte code,
@@ -33,7 +34,9 @@ RARE = (
     "pybpf.kernel.arena", "pybpf.kernel.explain_map", "pybpf.kernel.features",
     "pybpf.kernel.kallsyms", "pybpf.kernel.symbols", "pybpf.kernel.verifier_log", "pybpf.sys.abi",
     "pybpf.sys.abi_names", "pybpf.sys.diagnose", "pybpf.sys.numbers_aarch64",
-    "pybpf.sys.numbers_x86_64",
+    "pybpf.sys.numbers_x86_64", "pybpf.kernel.map", "pybpf.kernel.program", "pybpf.kernel.object",
+    "pybpf.kernel.link", "pybpf.kernel.layout", "pybpf.plan.variables", "pybpf.plan.freeze",
+    "pybpf.kernel.btf",
 )  # fmt: skip
 #: Modules of C behind modules of Python that only wrap them.
 _CORES = {"struct": "_struct"}
@@ -62,8 +65,7 @@ class Merged:
         return marshal.dumps(first, 2), marshal.dumps(later, 2)
 
     def code(self) -> tuple[bytes, bytes]:
-        """(first, later without RARE) marshalled as byte code of the Python that runs this; its
-        line numbers are the rooms'."""
+        """(first, later without RARE) marshalled as byte code of the Python that runs this."""
         first = tuple((name, package, _compile(name, tree)) for name, package, tree in self.first)
         later = {name: _compile(name, tree) for name, tree in self.later if name not in RARE}
         return canonical(first), canonical(later)
@@ -71,12 +73,15 @@ class Merged:
 
 def _compile(name: str, tree: ast.Module) -> CodeType:
     path = name.replace(".", "/") + ".py"
-    for node in ast.walk(tree):
-        if hasattr(node, "lineno"):
-            # Lines are enough: columns would double the code.
-            node.col_offset = node.end_col_offset = 0  # type: ignore[attr-defined]
-            node.end_lineno = node.lineno  # type: ignore[attr-defined]
-    return compile(tree, path, "exec", dont_inherit=True, optimize=2)
+    return _without_lines(compile(tree, path, "exec", dont_inherit=True, optimize=2))
+
+
+def _without_lines(code: CodeType) -> CodeType:
+    """The code without its table of lines, a fifth of it: a traceback names files and functions."""
+    constants = tuple(
+        _without_lines(one) if isinstance(one, CodeType) else one for one in code.co_consts
+    )
+    return code.replace(co_linetable=b"", co_consts=constants)
 
 
 def merge() -> Merged:
@@ -95,11 +100,11 @@ def merge() -> Merged:
                 waiting += new
     lean = {name: _lean(tree) for name, tree in trees.items()}
     needed = [name for name in first if name != _ABI or _used(_ABI, lean, first)]
-    packages = {name.rpartition(".")[0] for name in trees}
     return Merged(
         (
             (LOADER, False, _lean(_parse(LOADER))),
-            *((name, name in packages, lean[name]) for name in needed),
+            *((name, True, ast.parse("")) for name in PACKAGES),
+            *((name, False, lean[name]) for name in needed),
         ),
         tuple((name, lean[name]) for name in sorted({*later, *first} - {*needed})),
     )
@@ -128,14 +133,6 @@ def _follow(name: str, trees: dict[str, ast.Module], order: list[str]) -> None:
     """Add ``name`` and what it imports at its top to ``order``, what is imported first first."""
     if name in trees:
         return
-    parent = name.rpartition(".")[0]
-    if parent == "pybpf":
-        # Names of the package itself are not used by the executor.
-        if parent not in trees:
-            trees[parent] = ast.parse("")
-            order.append(parent)
-    else:
-        _follow(parent, trees, order)
     trees[name] = _parse(name)
     for other in _imports(trees[name], nested=False):
         _follow(other, trees, order)
@@ -155,6 +152,8 @@ def _imports(tree: ast.AST, *, nested: bool) -> list[str]:
                     found.append(whole)
                 elif _inside(node.module):
                     found.append(node.module)
+                    if node.module in PACKAGES:
+                        raise ImportError(f"the executor uses {whole}: packages go in empty")
     return found
 
 

@@ -3,8 +3,9 @@
 
 ``call`` is the only place that enters the kernel; the wrappers look it up at run time, so that
 a test that replaces ``pybpf.sys.bpf.call`` sees every operation. Wrappers take and return plain
-ints and bytes; the live objects are in ``pybpf.kernel``. Every fd that the kernel returns is
-close-on-exec (the kernel sets it, since 3.18).
+ints and bytes; the live objects are in ``pybpf.kernel``. Those that loading a Plan does not need
+are in ``pybpf.sys.bpf_more``, which is imported when one of them is asked for. Every fd that the
+kernel returns is close-on-exec (the kernel sets it, since 3.18).
 
 Source of numbers and layouts: ``pybpf.sys.abi`` and ``pybpf.sys.layouts`` (generated).
 """
@@ -21,6 +22,26 @@ from pybpf.sys.syscalls import Char, Pointer, fail, machine, raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from pybpf.sys.bpf_more import enable_stats as enable_stats
+    from pybpf.sys.bpf_more import fd_by_id as fd_by_id
+    from pybpf.sys.bpf_more import iter_create as iter_create
+    from pybpf.sys.bpf_more import link_detach as link_detach
+    from pybpf.sys.bpf_more import link_update as link_update
+    from pybpf.sys.bpf_more import map_batch as map_batch
+    from pybpf.sys.bpf_more import map_delete as map_delete
+    from pybpf.sys.bpf_more import map_lookup as map_lookup
+    from pybpf.sys.bpf_more import map_lookup_and_delete as map_lookup_and_delete
+    from pybpf.sys.bpf_more import map_next_key as map_next_key
+    from pybpf.sys.bpf_more import next_id as next_id
+    from pybpf.sys.bpf_more import prog_attach as prog_attach
+    from pybpf.sys.bpf_more import prog_bind_map as prog_bind_map
+    from pybpf.sys.bpf_more import prog_detach as prog_detach
+    from pybpf.sys.bpf_more import prog_query as prog_query
+    from pybpf.sys.bpf_more import prog_run as prog_run
+    from pybpf.sys.bpf_more import token_create as token_create
+
     Buffer = bytes | bytearray | memoryview
     Layout = dict[str, tuple[int, int]]
 
@@ -216,54 +237,9 @@ def _element(cmd: int, fd: int, key: Buffer | None, value: Buffer | None, flags:
     call(cmd, attr)
 
 
-def map_lookup(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
-    """BPF_MAP_LOOKUP_ELEM into ``value`` (its length is the kernel's value size, for per-CPU maps
-    the rounded size times the possible CPUs). False: no such element."""
-    try:
-        _element(abi.BPF_MAP_LOOKUP_ELEM, fd, key, value, flags)
-    except KernelError as error:
-        if error.errno == ENOENT:
-            return False
-        raise
-    return True
-
-
-def map_lookup_and_delete(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
-    """BPF_MAP_LOOKUP_AND_DELETE_ELEM (queues and stacks 4.20, hash maps 5.14)."""
-    try:
-        _element(abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, value, flags)
-    except KernelError as error:
-        if error.errno == ENOENT:
-            return False
-        raise
-    return True
-
-
 def map_update(fd: int, key: Buffer | None, value: Buffer, flags: int = 0) -> None:
     """BPF_MAP_UPDATE_ELEM; flags BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK."""
     _element(abi.BPF_MAP_UPDATE_ELEM, fd, key, value, flags)
-
-
-def map_delete(fd: int, key: Buffer) -> bool:
-    """BPF_MAP_DELETE_ELEM. False: no such element."""
-    try:
-        _element(abi.BPF_MAP_DELETE_ELEM, fd, key, None, 0)
-    except KernelError as error:
-        if error.errno == ENOENT:
-            return False
-        raise
-    return True
-
-
-def map_next_key(fd: int, key: Buffer | None, next_key: bytearray) -> bool:
-    """BPF_MAP_GET_NEXT_KEY; key None: the first one (4.12). False: there is no further key."""
-    try:
-        _element(abi.BPF_MAP_GET_NEXT_KEY, fd, key, next_key, 0)
-    except KernelError as error:
-        if error.errno == ENOENT:
-            return False
-        raise
-    return True
 
 
 def map_freeze(fd: int) -> None:
@@ -272,37 +248,6 @@ def map_freeze(fd: int) -> None:
     attr = bytearray(layouts.SIZE_MAP_ELEM)
     _pack_into("=I", attr, 0, fd)
     call(abi.BPF_MAP_FREEZE, attr)
-
-
-def map_batch(
-    cmd: int,
-    fd: int,
-    count: int,
-    *,
-    in_batch: Buffer | None = None,
-    out_batch: bytearray | None = None,
-    keys: Buffer | None = None,
-    values: Buffer | None = None,
-    elem_flags: int = 0,
-) -> tuple[int, bool]:
-    """BPF_MAP_LOOKUP_BATCH and its three sisters (5.6): (elements done, end reached).
-
-    end reached: the kernel answered ENOENT after the last element of a look-up.
-    A KernelError has a ``count`` place: how many elements were done before it.
-    """
-    held = [Pointer(part) for part in (in_batch, out_batch, keys, values)]
-    attr = bytearray(layouts.SIZE_MAP_BATCH)
-    _pack_into(
-        "=QQQQIIQQ", attr, 0, *(part.address for part in held), count, fd, elem_flags, 0
-    )  # fmt: skip
-    try:
-        call(cmd, attr)
-    except KernelError as error:
-        done = get(attr, layouts.ATTR_MAP_BATCH, "count")
-        if error.errno == ENOENT and out_batch is not None:
-            return done, True
-        raise error.at(count=done)  # noqa: B904
-    return get(attr, layouts.ATTR_MAP_BATCH, "count"), False
 
 
 # --- programs ---------------------------------------------------------------------------------
@@ -326,104 +271,6 @@ def prog_load(attr_fields: dict[str, int | bytes], log: bytearray | None = None)
             if error.errno != EAGAIN:
                 raise
     return call(abi.BPF_PROG_LOAD, attr)
-
-
-def prog_run(
-    fd: int,
-    *,
-    data_in: Buffer | None = None,
-    data_out: bytearray | None = None,
-    ctx_in: Buffer | None = None,
-    ctx_out: bytearray | None = None,
-    repeat: int = 0,
-    flags: int = 0,
-    cpu: int = 0,
-    batch_size: int = 0,
-) -> tuple[int, int, int, int]:
-    """BPF_PROG_RUN: (return value, nanoseconds per run, bytes of data out, bytes of ctx out).
-
-    BPF_PROG_TYPE_SYSCALL: ctx_in only (5.14).
-    """
-    # An address without a size is refused (kernel/bpf/syscall.c: bpf_prog_test_run).
-    held = [Pointer(part or None) for part in (data_in, data_out, ctx_in, ctx_out)]
-    layout = layouts.ATTR_PROG_RUN
-    attr = pack(
-        layout,
-        layouts.SIZE_PROG_RUN,
-        {
-            "prog_fd": fd,
-            "data_size_in": len(data_in or b""),
-            "data_size_out": len(data_out or b""),
-            "data_in": held[0].address,
-            "data_out": held[1].address,
-            "repeat": repeat,
-            "ctx_size_in": len(ctx_in or b""),
-            "ctx_size_out": len(ctx_out or b""),
-            "ctx_in": held[2].address,
-            "ctx_out": held[3].address,
-            "flags": flags,
-            "cpu": cpu,
-            "batch_size": batch_size,
-        },
-    )
-    call(abi.BPF_PROG_RUN, attr)
-    return (
-        get(attr, layout, "retval"),
-        get(attr, layout, "duration"),
-        get(attr, layout, "data_size_out"),
-        get(attr, layout, "ctx_size_out"),
-    )
-
-
-def prog_attach(
-    prog_fd: int, target_fd: int, attach_type: int, flags: int = 0, replace_fd: int = 0
-) -> None:
-    """BPF_PROG_ATTACH: without a link; lasts until detached or until the target goes."""
-    attr = bytearray(layouts.SIZE_PROG_ATTACH)
-    _pack_into("=IIIII", attr, 0, target_fd, prog_fd, attach_type, flags, replace_fd)
-    call(abi.BPF_PROG_ATTACH, attr)
-
-
-def prog_detach(prog_fd: int, target_fd: int, attach_type: int) -> None:
-    """BPF_PROG_DETACH."""
-    attr = bytearray(layouts.SIZE_PROG_ATTACH)
-    _pack_into("=III", attr, 0, target_fd, prog_fd, attach_type)
-    call(abi.BPF_PROG_DETACH, attr)
-
-
-def prog_query(target_fd: int, attach_type: int, flags: int = 0) -> list[int]:
-    """BPF_PROG_QUERY (4.15): ids of the programs attached to ``target_fd``."""
-    count = 64
-    while True:
-        ids = bytearray(4 * count)
-        held = Pointer(ids)
-        attr = pack(
-            layouts.ATTR_PROG_QUERY,
-            layouts.SIZE_PROG_QUERY,
-            {
-                "target_fd": target_fd,
-                "attach_type": attach_type,
-                "query_flags": flags,
-                "prog_ids": held.address,
-                "prog_cnt": count,
-            },
-        )
-        try:
-            call(abi.BPF_PROG_QUERY, attr)
-        except KernelError as error:
-            if error.errno != ENOSPC:
-                raise
-            count = max(2 * count, get(attr, layouts.ATTR_PROG_QUERY, "prog_cnt"))
-            continue
-        found = get(attr, layouts.ATTR_PROG_QUERY, "prog_cnt")
-        return list(_unpack_from(f"={found}I", ids))
-
-
-def prog_bind_map(prog_fd: int, map_fd: int) -> None:
-    """BPF_PROG_BIND_MAP (5.10): the program keeps the map alive."""
-    attr = bytearray(layouts.SIZE_PROG_BIND_MAP)
-    _pack_into("=II", attr, 0, prog_fd, map_fd)
-    call(abi.BPF_PROG_BIND_MAP, attr)
 
 
 # --- BTF --------------------------------------------------------------------------------------
@@ -465,22 +312,6 @@ def link_create(prog_fd: int, target_fd: int, attach_type: int, **fields: int) -
     return call(abi.BPF_LINK_CREATE, attr)
 
 
-def link_update(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) -> None:
-    """BPF_LINK_UPDATE (5.7); old_prog_fd: fail unless this is the present one. Tracing and LSM
-    links cannot be updated."""
-    flags = 0 if old_prog_fd is None else abi.BPF_F_REPLACE
-    attr = bytearray(layouts.SIZE_LINK_UPDATE)
-    _pack_into("=IIII", attr, 0, link_fd, new_prog_fd, flags, old_prog_fd or 0)
-    call(abi.BPF_LINK_UPDATE, attr)
-
-
-def link_detach(link_fd: int) -> None:
-    """BPF_LINK_DETACH (5.9). Tracing and LSM links cannot be detached: close their fds."""
-    attr = bytearray(layouts.SIZE_LINK_DETACH)
-    _pack_into("=I", attr, 0, link_fd)
-    call(abi.BPF_LINK_DETACH, attr)
-
-
 def raw_tracepoint_open(prog_fd: int, name: str | None = None, cookie: int = 0) -> int:
     """BPF_RAW_TRACEPOINT_OPEN (4.17): the link's fd.
 
@@ -489,13 +320,6 @@ def raw_tracepoint_open(prog_fd: int, name: str | None = None, cookie: int = 0) 
     attr = bytearray(layouts.SIZE_RAW_TRACEPOINT)
     _pack_into("=QI4xQ", attr, 0, held.address, prog_fd, cookie)
     return call(abi.BPF_RAW_TRACEPOINT_OPEN, attr)
-
-
-def iter_create(link_fd: int) -> int:
-    """BPF_ITER_CREATE (5.8): an fd to read(2) the iterator's output from."""
-    attr = bytearray(layouts.SIZE_ITER_CREATE)
-    _pack_into("=I", attr, 0, link_fd)
-    return call(abi.BPF_ITER_CREATE, attr)
 
 
 # --- objects of every kind --------------------------------------------------------------------
@@ -526,36 +350,11 @@ def obj_get_info(fd: int, info: bytearray) -> int:
     return get(attr, layouts.ATTR_INFO, "info_len")
 
 
-def next_id(cmd: int, start: int) -> int | None:
-    """BPF_{PROG,MAP,BTF,LINK}_GET_NEXT_ID: the next id above ``start``, None after the last."""
-    attr = bytearray(layouts.SIZE_GET_ID)
-    _pack_into("=I", attr, 0, start)
-    try:
-        call(cmd, attr)
-    except KernelError as error:
-        if error.errno == ENOENT:
-            return None
-        raise
-    return get(attr, layouts.ATTR_GET_ID, "next_id")
+def __getattr__(name: str) -> Any:
+    """The other commands (PEP 562)."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pybpf.sys import bpf_more
 
-
-def fd_by_id(cmd: int, ident: int, flags: int = 0) -> int:
-    """BPF_{PROG,MAP,BTF,LINK}_GET_FD_BY_ID; flags BPF_F_RDONLY or BPF_F_WRONLY (maps)."""
-    attr = bytearray(layouts.SIZE_GET_ID)
-    _pack_into("=III", attr, 0, ident, 0, flags)
-    return call(cmd, attr)
-
-
-def enable_stats() -> int:
-    """BPF_ENABLE_STATS (5.8): run time and run count of programs are kept while the fd is open."""
-    attr = bytearray(layouts.SIZE_ENABLE_STATS)
-    _pack_into("=I", attr, 0, abi.BPF_STATS_RUN_TIME)
-    return call(abi.BPF_ENABLE_STATS, attr)
-
-
-def token_create(bpffs_fd: int) -> int:
-    """BPF_TOKEN_CREATE (6.9) from a bpf filesystem mounted with delegation options."""
-    attr = bytearray(layouts.SIZE_TOKEN_CREATE)
-    _pack_into("=II", attr, 0, 0, bpffs_fd)
-    return call(abi.BPF_TOKEN_CREATE, attr)
-
+    value = globals()[name] = getattr(bpf_more, name)
+    return value

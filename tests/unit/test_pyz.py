@@ -21,7 +21,7 @@ from tests.unit.test_frozen import DATA
 
 TREE = Path(__file__).parent.parent.parent
 HEAVY = {
-    "argparse", "collections.abc", "construct", "contextlib", "dataclasses", "elftools",
+    "argparse", "collections.abc", "construct", "contextlib", "ctypes", "dataclasses", "elftools",
     "enum", "json", "re", "signal", "subprocess", "typing",
 }  # fmt: skip
 
