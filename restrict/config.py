@@ -37,6 +37,9 @@
     wait = 10                              seconds to wait for the devices
     move = /dev /proc /sys /run            mounts that go along to the new root
     init = /sbin/init [ARGUMENT …]         what becomes PID 1 (required)
+    keep = exec                            what keeps the policy when init is executed: exec, its
+                                           own fds, for an init that adopts them (restrict init
+                                           --resume does); pins in /sys/fs/bpf, for any init
     on_failure = exit                      exit (the kernel panics), reboot or poweroff
     status = yes                           pin the status where `restrict status` reads it
     events = no                            yes: leave a process that serves `restrict events`
@@ -92,6 +95,7 @@ _DEFAULTS = {
     "wait": "10",
     "move": "/dev /proc /sys /run",
     "init": "",
+    "keep": "exec",
     "on_failure": "exit",
     "status": "yes",
     "events": "no",
@@ -99,6 +103,7 @@ _DEFAULTS = {
 _CHOICES = {
     "mode": ("exec", "audit"),
     "ptrace_poke": ("deny", "allow"),
+    "keep": ("exec", "pins"),
     "on_failure": ("exit", "reboot", "poweroff"),
     "status": ("yes", "no"),
     "events": ("yes", "no"),
@@ -113,7 +118,7 @@ class InitConfig:
 
     __slots__ = (
         "audit", "carrier", "certificates", "command_line", "data", "deny_poke", "events",
-        "filesystem", "hash", "hash_offset", "image", "init", "modules", "move", "name",
+        "filesystem", "hash", "hash_offset", "image", "init", "keep", "modules", "move", "name",
         "on_failure", "options", "part", "plan", "root", "root_hash", "signature", "status",
         "verity", "wait",
     )  # fmt: skip
@@ -147,6 +152,7 @@ class InitConfig:
         self.move = tuple(_path(word, "move") for word in values["move"].split())
         self.init = values["init"].split()
         _path(self.init[0], "init")
+        self.keep = values["keep"]
         self.on_failure = values["on_failure"]
         self.status = values["status"] == "yes"
         self.events = values["events"] == "yes"

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from pybpf.plan.ops import Plan
     from restrict.config import InitConfig
     from restrict.disks import Image
     from restrict.fsaccess import Policy
 
-__all__ = ["boot", "main", "mount_basics", "resume"]
+__all__ = ["activate", "boot", "command_line", "enforce", "main", "mount_basics", "resume"]
 
 _NEW_ROOT = "/sysroot"
 _CARRIER = "/run/restrict/carrier"
@@ -50,6 +51,8 @@ _BASICS = (
     ("securityfs", "/sys/kernel/security", _NOSUID_NODEV_NOEXEC, ""),
     ("bpf", "/sys/fs/bpf", _NOSUID_NODEV_NOEXEC, "mode=0711"),
 )
+# What is said of ``keep``.
+_KEPT = {"exec": "this process and what it executes", "pins": "pins"}
 # reboot(2): LINUX_REBOOT_MAGIC1, MAGIC2 and two of its commands.
 _REBOOT = {"reboot": 0x01234567, "poweroff": 0x4321FEDC}
 
@@ -75,7 +78,8 @@ def _certificates(found: list[tuple[str, bytes]]) -> str:
     return f"{keyring.DM_VERITY} left as it is"
 
 
-def _command_line() -> str:
+def command_line() -> str:
+    """The kernel's command line; "" where it cannot be read."""
     try:
         with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -83,8 +87,8 @@ def _command_line() -> str:
         return ""
 
 
-def _activate(name: str, image: Image) -> str:
-    """The signed image as a mapped device; the path of its node."""
+def activate(name: str, image: Image) -> str:
+    """Make the signed image a mapped device; the path of its node. Raises KernelError."""
     key = keyring.add_user_key(SIGNATURE_KEY, image.signature)
     try:
         with DeviceMapper() as mapper:
@@ -156,6 +160,60 @@ class _State:
         self.filtered = False
 
 
+def enforce(
+    settings: InitConfig,
+    plan: Plan,
+    certificates: list[tuple[str, bytes]],
+    say: Callable[[str], None],
+    state: _State,
+    started: float,
+) -> Policy:
+    """From the keyring to the armed policy, which trusts the initramfs this runs in.
+
+    certificates: (where from, DER). started: time.monotonic() of the first step. The policy is
+    ``state.policy``, too. Raises what the failing step raised; its name is in ``state.step``.
+    """
+
+    def step(name: str) -> None:
+        state.step = name
+
+    step("keyring")
+    say(_certificates(certificates))
+    step("check")
+    _preload()
+    preflight.require()
+    if not settings.audit and settings.deny_poke:
+        # No hook of the policy sees a tracer write its tracee's text. Before the policy is armed,
+        # and before there is any other process: what is started later inherits the filter.
+        step("seccomp filter")
+        state.filtered = seccomp.install()
+        say("PTRACE_POKETEXT and PTRACE_POKEDATA are refused from here on")
+    trusted = fsaccess.initramfs_device()
+    before_arm = None if settings.audit else lockout.before_arm(plan)
+    if settings.keep == "pins":
+        from restrict import keep_pins
+
+        policy = keep_pins.enable(
+            plan, audit=settings.audit, initramfs_dev=trusted, before_arm=before_arm, step=step
+        )
+    else:
+        policy = fsaccess.enable(
+            plan,
+            audit=settings.audit,
+            initramfs_dev=trusted,
+            status_pin=fsaccess.PIN if settings.status else None,
+            before_arm=before_arm,
+            step=step,
+        )
+    state.policy = policy
+    say(
+        f"armed{' (audit: nothing is denied)' if settings.audit else ''}: {len(policy.links)} "
+        f"programs, kept by {_KEPT[settings.keep]}, initramfs {trusted >> 20}:"
+        f"{trusted & 0xFFFFF} trusted, {time.monotonic() - started:.3f} s"
+    )
+    return policy
+
+
 def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoReturn:
     """Do everything after the basic mounts; ends in exec of ``settings.init``.
 
@@ -182,40 +240,15 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
         os.makedirs(_CARRIER, exist_ok=True)
         mounts.mount(device, _CARRIER, kind, mounts.MS_RDONLY | _NOSUID_NODEV_NOEXEC, options)
     step("image")
-    image = open_image(settings, _command_line(), wait)
+    image = open_image(settings, command_line(), wait)
     for note in image.notes:
         say(note)
     say(f"{image.part} image on {image.where}, root hash {image.verity.root_hash}")
-    step("keyring")
-    say(_certificates(certificates))
-    step("check")
-    _preload()
-    preflight.require()
-    if not settings.audit and settings.deny_poke:
-        # No hook of the policy sees a tracer write its tracee's text. Before the policy is armed,
-        # and before there is any other process: what is started later inherits the filter.
-        step("seccomp filter")
-        state.filtered = seccomp.install()
-        say("PTRACE_POKETEXT and PTRACE_POKEDATA are refused from here on")
-    trusted = fsaccess.initramfs_device()
-    state.policy = fsaccess.enable(
-        plan,
-        audit=settings.audit,
-        initramfs_dev=trusted,
-        status_pin=fsaccess.PIN if settings.status else None,
-        before_arm=None if settings.audit else lockout.before_arm(plan),
-        step=step,
-    )
-    policy = state.policy
-    say(
-        f"armed{' (audit: nothing is denied)' if settings.audit else ''}: {len(policy.links)} "
-        f"programs, initramfs {trusted >> 20}:{trusted & 0xFFFFF} trusted, "
-        f"{time.monotonic() - started:.3f} s"
-    )
+    policy = enforce(settings, plan, certificates, say, state, started)
 
     step("root")
     name = settings.name or image.part
-    node = _activate(name, image)
+    node = activate(name, image)
     image.close()
     try:
         os.makedirs(_NEW_ROOT, exist_ok=True)
@@ -233,9 +266,11 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
         raise
     say(f"signed {image.part} {image.verity.root_hash[:16]}… is mounted from {node}")
 
-    # The record asks the kernel for tags; do it while nothing irreversible has happened.
-    step("hand over")
-    environment, _record = handover.hand_over(policy)
+    environment: dict[str, str] = {}
+    if settings.keep == "exec":
+        # The record asks the kernel for tags; do it while nothing irreversible has happened.
+        step("hand over")
+        environment, _record = handover.hand_over(policy)
     step("trust window")
     policy.close_window()
     step("switch root")

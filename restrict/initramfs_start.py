@@ -18,12 +18,10 @@ import sys
 import time
 
 from pybpf.errors import PybpfError
-from restrict import config, fsaccess, handover, init, lockout, mounts, preflight, seccomp
-from restrict.devmapper import DeviceMapper
+from restrict import config, fsaccess, handover, init, mounts
 from restrict.disks import open_image, waiting
 from restrict.errors import KernelError, RestrictError, describe
-from restrict.images import SIGNATURE_KEY, read_bytes
-from restrict.keyring import add_user_key, unlink
+from restrict.images import read_bytes
 from restrict.kmsg import Console
 from restrict.modules import insmod
 
@@ -64,30 +62,9 @@ def first(
             hint="A segment is put before an initramfs, which brings it along.",
             program=then[0],
         )
-    step("keyring")
-    say(init._certificates(certificates))
-    step("check")
-    preflight.require()
-    if not settings.audit and settings.deny_poke:
-        step("seccomp filter")
-        state.filtered = seccomp.install()
-        say("PTRACE_POKETEXT and PTRACE_POKEDATA are refused from here on")
-    trusted = fsaccess.initramfs_device()
-    state.policy = fsaccess.enable(
-        plan,
-        audit=settings.audit,
-        initramfs_dev=trusted,
-        status_pin=fsaccess.PIN if settings.status else None,
-        before_arm=None if settings.audit else lockout.before_arm(plan),
-        step=step,
-    )
-    say(
-        f"armed{' (audit: nothing is denied)' if settings.audit else ''}: "
-        f"{len(state.policy.links)} programs, initramfs {trusted >> 20}:{trusted & 0xFFFFF} "
-        f"trusted, {time.monotonic() - started:.3f} s"
-    )
+    policy = init.enforce(settings, plan, certificates, say, state, started)
     step("hand over")
-    environment, _record = handover.hand_over(state.policy)
+    environment, _record = handover.hand_over(policy)
     step("exec")
     say(f"executing {then[0]} after {time.monotonic() - started:.3f} s")
     for target in _TAKEN_AWAY:
@@ -109,18 +86,11 @@ def open_root(path: str, say: Callable[[str], None]) -> str:
     Links it as /dev/mapper/NAME, as udev's rules would. Raises what a step raised.
     """
     settings = config.read(path)
-    image = open_image(settings, init._command_line(), waiting(settings.wait))
+    image = open_image(settings, init.command_line(), waiting(settings.wait))
     for note in image.notes:
         say(note)
     name = settings.name or image.part
-    key = add_user_key(SIGNATURE_KEY, image.signature)
-    try:
-        with DeviceMapper() as mapper:
-            node = mapper.activate(name, image.verity).path
-    except KernelError as e:
-        raise e.at(image=image.where, certificate=image.fingerprint or None) from None
-    finally:
-        unlink(key)
+    node = init.activate(name, image)
     image.close()
     link = f"/dev/mapper/{name}"
     if not os.path.lexists(link):

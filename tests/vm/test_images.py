@@ -188,7 +188,7 @@ def _activate(guest: Guest, name: str) -> str:
 
     image = _open(f"image = {guest.node(name)}")
     try:
-        return init._activate(f"image-{name}", image)
+        return init.activate(f"image-{name}", image)
     finally:
         image.close()
 

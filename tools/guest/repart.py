@@ -36,6 +36,7 @@ _RUN = """\
 set -e
 mount --make-rprivate /
 mount --bind "$2" "$1/work"
+if [ -n "$4" ]; then mount --bind "$4" "$1/work/content"; fi
 mount -t proc proc "$1/proc"
 mount --rbind /dev "$1/dev"
 exec chroot "$1" /usr/bin/systemd-repart --empty=create --size=auto --offline=yes \
@@ -84,13 +85,15 @@ def repart(
     *,
     content: Mapping[str, bytes] | None = None,
     tree: tuple[str, Callable[[Path], None]] | None = None,
+    folder: tuple[str, Path] | None = None,
     blocks: Image | None = None,
     key: str = "signer",
 ) -> Path:
     """The disk image that systemd-repart makes by the repart.d ``files``; kept by its inputs.
 
-    content goes to /work/content, as does what the function of *tree* makes (with a name for what
-    it will be), the data blocks of an image to /work/blocks.
+    content goes to /work/content, as does what the function of *tree* makes; a *folder* is mounted
+    there as it is. Both come with a name for what is in them. The data blocks of an image go to
+    /work/blocks.
 
     Raises:
         GuestError: not root, or systemd-repart failed; the message has what it said.
@@ -103,20 +106,23 @@ def repart(
         parts += [item, data]
     if blocks is not None:
         parts.append(blocks.root_hash)
-    if tree is not None:
-        parts.append(tree[0])
+    for named in (tree, folder):
+        if named is not None:
+            parts.append(named[0])
     target = cache_root() / "repart" / f"{name}-{content_hash(parts)}"
 
-    def build(folder: Path) -> None:
+    def build(target: Path) -> None:
         if os.geteuid():
             raise GuestError("systemd-repart runs in a chroot, which needs root")
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=target) as scratch:
             work = Path(scratch)
             (work / "definitions").mkdir()
             for item, text in files.items():
                 (work / "definitions" / item).write_text(text)
             shutil.copy(by.key, work / "key.pem")
             shutil.copy(by.certificate, work / "certificate.pem")
+            if folder is not None:
+                (work / "content").mkdir()
             if tree is not None:
                 tree[1](work / "content")
             for item, data in (content or {}).items():
@@ -131,7 +137,18 @@ def repart(
                 shutil.copy(blocks.path, work / "blocks")
                 os.truncate(work / "blocks", blocks.blocks * BLOCK)
             done = subprocess.run(
-                ["unshare", "-m", "sh", "-c", _RUN, "sh", str(_tree()), str(work), _SEED],
+                [
+                    "unshare",
+                    "-m",
+                    "sh",
+                    "-c",
+                    _RUN,
+                    "sh",
+                    str(_tree()),
+                    str(work),
+                    _SEED,
+                    "" if folder is None else str(folder[1]),
+                ],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -143,7 +160,7 @@ def repart(
             )
             if done.returncode:
                 raise GuestError(f"systemd-repart failed: {done.stderr.strip()}")
-            (work / "image.raw").rename(folder / "image.raw")
+            (work / "image.raw").rename(target / "image.raw")
 
     prune(target.parent, f"{name}-*", keep=4)
     return publish(target, build, f"a disk image by systemd-repart ({name})") / "image.raw"

@@ -90,7 +90,7 @@ def _run_shell(channel: Channel) -> None:
             return
 
 
-def _load() -> tuple[dict[str, Any], dict[str, str]]:
+def load() -> tuple[dict[str, Any], dict[str, str]]:
     """The run's description, and the disks by serial number.
 
     Where another program was PID 1 before and has not carried /run over, the run's files are
@@ -118,7 +118,7 @@ def main() -> None:
     """Do what the run asks for."""
     channel = Channel()
     channel.send("harness", kernel=os.uname().release)
-    run, drives = _load()
+    run, drives = load()
     try:
         if run["mode"] == "cases":
             from tools.guest.inside.cases import run_cases

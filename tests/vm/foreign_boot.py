@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A boot by ``restrict init`` into an init that is not ours, and what its tests need.
+
+The initramfs' PID 1 first shows that a program on the tmpfs /run runs (the control), then becomes
+``restrict init``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from tests.vm import probes
+from tests.vm.outcome import refused
+from tests.vm.restrict_boot import configuration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from tests.vm.scenario import Guest
+
+__all__ = [
+    "PROGRAM", "command", "control", "denied", "files", "link_ids", "project_disk", "remember",
+    "remembered", "status",
+]  # fmt: skip
+
+PROGRAM = "/run/test/program"
+_INIT = """\
+#!/usr/bin/python3 -BIS
+import os, sys
+sys.path.insert(0, "/project")
+from restrict import init
+init.mount_basics()
+os.makedirs("/run/test")
+with open("/probe", "rb") as source:
+    program = source.read()
+fd = os.open("{program}", os.O_WRONLY | os.O_CREAT, 0o755)
+os.write(fd, program)
+os.close(fd)
+pid = os.fork()
+if pid == 0:
+    os.execv("{program}", ["program"])
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+with open("/run/test/control", "w") as file:
+    print(status, file=file)
+from restrict.cli import main
+sys.exit(main(["init", "/etc/restrict/init.conf"]))
+"""
+
+
+def files(run: Mapping[str, Any], **settings: str) -> dict[str, bytes]:
+    """The initramfs' files, for a Scenario's *initramfs*."""
+    from pybpf.plan.frozen import to_bytes
+    from restrict import bundle
+    from tests.vm.programs import program
+
+    return {
+        "init": _INIT.format(program=PROGRAM).encode(),
+        "probe": program(),
+        "etc/restrict/init.conf": configuration(
+            run, settings.pop("init", "/sbin/init"), wait="20", **settings
+        ).encode(),
+        "etc/restrict/fsaccess.plan": to_bytes(bundle.build()),
+        "etc/restrict/certificate.der": run["certificate"],
+    }
+
+
+def project_disk() -> Path:
+    """The project's files as a disk."""
+    from tools.guest.cache import cache_root
+    from tools.guest.images import make_image
+    from tools.guest.packages import toolbox
+    from tools.guest.trees import project_tree
+
+    tools = toolbox()
+    tree = project_tree(tools)
+    target = cache_root() / "images" / tree.name
+    return make_image(tools, tree, target, "the project image").path
+
+
+def command(*words: str, check: bool = True) -> str:
+    """Standard output of a program; with check it must succeed."""
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(words)}: {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def status() -> Any:
+    """The policy's status, which must be in force, enforcing, with the window closed."""
+    from restrict import status
+
+    found = status.read()
+    assert found is not None
+    assert found.in_force
+    assert found.mode == "exec"
+    assert found.initramfs_dev == 0
+    return found
+
+
+def link_ids() -> list[int]:
+    """Ids of the policy's links: the same ones all the time were never away."""
+    return sorted(status().guard["link"])
+
+
+def remember(what: str) -> None:
+    """Keep it where a restarted system finds it."""
+    with open("/run/test/remembered", "w") as file:
+        file.write(what)
+
+
+def remembered() -> str:
+    with open("/run/test/remembered") as file:
+        return file.read()
+
+
+def control() -> int:
+    """Exit status of PROGRAM before the policy was armed."""
+    with open("/run/test/control") as file:
+        return int(file.read())
+
+
+def denied(guest: Guest, path: str = PROGRAM) -> None:
+    """The program on a tmpfs is refused, and by the policy."""
+    before = status().counters["exec"]["denied"]
+    guest.expect(probes.execute(path), refused())
+    after = status().counters["exec"]["denied"]
+    assert after > before, "it was refused, but not by the policy"
+    assert os.stat(path).st_mode & 0o111
