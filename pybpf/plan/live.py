@@ -188,67 +188,15 @@ class Object:
         The link is in ``links`` under the program's name (or "name.2" …); None where the kernel
         has no link there (``how="prog_attach"``). ``detach`` and ``close`` end all of them.
         """
-        from pybpf.plan import attach as _attach
-        from pybpf.plan import ops as _ops
+        from pybpf.plan import live_more
 
-        executor = self._alive()
-        program: Program = _named(self.programs, name, "program")
-        load = _load_of(self.plan.ops, executor, self.plan.programs[name], name)
-        how = how or _attach.how_of(load.type, load.expected_attach_type, load.section)
-        if how is None:
-            raise UsageError(
-                f"a program of section {load.section!r} is not attached by a link",
-                program=name, hint="pybpf.plan.attach says what is done with it instead.",
-            )  # fmt: skip
-        program.fileno()
-        fields = {key.replace("__", "."): value for key, value in extra.items()}
-        if cookie:
-            if how not in _attach.COOKIES:
-                raise UsageError(f"links of {how} have no cookie", program=name)
-            fields[_attach.COOKIES[how]] = cookie
-        if how == "iter" and target is None:
-            how = "link"
-        mark = len(executor.journal)
-        try:
-            if how in ("sockmap", "iter"):
-                target = self._map_slot(executor, target)
-            elif target is not None and not isinstance(target, (str, int)):
-                target = target.fileno() if hasattr(target, "fileno") else posix.fspath(target)
-            executor.slots.append(-1)
-            slot = len(executor.slots) - 1
-            executor.execute((
-                _ops.LinkCreate(
-                    dst=slot, name=name, prog=self.plan.programs[name], how=how, target=target,
-                    attach_type=load.expected_attach_type if attach_type is None else attach_type,
-                    flags=flags, extra=tuple(fields.items()),
-                ),
-            ))  # fmt: skip
-        except BaseException as error:
-            executor.undo(mark, error)
-            raise
-        if executor.slots[slot] < 0:
-            return None
-        number, key = 1, name
-        while key in self.links:
-            number += 1
-            key = f"{name}.{number}"
-        self._keep_link(key, slot)
-        return self.links[key]
+        return live_more.attach_program(
+            self, name, target, how, attach_type, flags, cookie, extra
+        )  # fmt: skip
 
     def _keep_link(self, name: str, slot: int) -> None:
         self._link_slots[name] = slot
         self._new_links[name] = slot
-
-    def _map_slot(self, executor: Executor, target: Any) -> int:
-        """The slot of one of our maps, or a new one for a further fd of somebody's Map."""
-        from pybpf.kernel.map import Map
-
-        found = _named(self.maps, target, "map") if isinstance(target, str) else target
-        if not isinstance(found, Map):
-            raise UsageError(f"a map is needed as the target, not {target!r}")
-        executor.slots.append(-1)
-        executor._fill_slot(len(executor.slots) - 1, found.dup())
-        return len(executor.slots) - 1
 
     def detach(self) -> None:
         """Undo ``attach`` and ``attach_program``, last link first: links are closed, pins that
@@ -345,68 +293,18 @@ class Object:
         They belong to the caller, who closes them if the exec fails; this object goes on as it is.
         The successor opens them with ``Link.from_fd`` and so on, and checks what they are.
         """
-        made: dict[str, dict[str, int]] = {"links": {}, "maps": {}, "programs": {}}
-        try:
-            if links:
-                for name, link in self.links.items():
-                    made["links"][name] = link.dup(inheritable=True)
-            for name in maps:
-                made["maps"][name] = _named(self.maps, name, "map").dup(inheritable=True)
-            for name in programs:
-                program = _named(self.programs, name, "program")
-                made["programs"][name] = program.dup(inheritable=True)
-        except BaseException:
-            for part in made.values():
-                for fd in part.values():
-                    posix.close(fd)
-            raise
-        return made
+        from pybpf.plan import live_more
+
+        return live_more.inherit(self, links, maps, programs)
 
     def detach_fds(self) -> dict[str, dict[str, int]]:
         """Give all fds to the caller, {"links": {name: fd}, "maps": …, "programs": …}, and close
         this object without closing them (close-on-exec stays set; BTF fds are closed)."""
-        self._alive()
-        if self._vars is not None:
-            self._vars.unmap()
-        parts: dict[str, dict[str, Any]] = {
-            "links": self.links, "maps": self.maps, "programs": self.programs
-        }  # fmt: skip
-        out = {
-            part: {name: live.detach_fd() for name, live in things.items() if not live.closed}
-            for part, things in parts.items()
-        }
-        # The links are closed for this object now, so close() leaves their fds alone.
-        self.close()
-        return out
+        from pybpf.plan import live_more
+
+        return live_more.detach_fds(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "attached" if self.attached else "loaded"
         maps, programs, links = map(len, self.fds().values())
         return f"<Object {self.name} {state}: {maps} maps, {programs} programs, {links} links>"
-
-
-def _load_of(operations: Any, executor: Executor, slot: int, name: str) -> Any:
-    """The ProgLoad that filled a slot: with alternatives, that of the one that was taken."""
-    from pybpf.plan import ops as _ops
-
-    for op in operations:
-        found = None
-        if isinstance(op, _ops.ProgLoad) and op.dst == slot:
-            return op
-        if isinstance(op, _ops.Choose):
-            taken = dict(op.alternatives).get(executor.choices.get(op.label, ""), ())
-            found = _load_of(taken, executor, slot, "")
-        elif isinstance(op, _ops.When):
-            branch = op.then if executor.holds(op.condition) else op.otherwise
-            found = _load_of(branch, executor, slot, "")
-        if found is not None:
-            return found
-    if name:
-        raise UsageError("no operation of the Plan has loaded it", program=name)
-    return None
-
-
-def _named(things: dict[str, Any], name: str, what: str) -> Any:
-    if name not in things:
-        raise UsageError(f"there is no {what} {name!r}; there are: {', '.join(things)}")
-    return things[name]

@@ -47,6 +47,7 @@ _SECTIONS = b"Pcdst"
 # program. The loader does not come back.
 _STUB = """\
 try:
+ import gc;gc.disable()
  import sys,_frozen_importlib_external as m
  from binascii import a2b_base64 as a,crc32 as c
  from marshal import loads as l

@@ -36,8 +36,10 @@ RARE = (
     "pybpf.sys.abi_names", "pybpf.sys.diagnose", "pybpf.sys.numbers_aarch64",
     "pybpf.sys.numbers_x86_64", "pybpf.kernel.map", "pybpf.kernel.program", "pybpf.kernel.object",
     "pybpf.kernel.link", "pybpf.kernel.layout", "pybpf.plan.variables", "pybpf.plan.freeze",
-    "pybpf.kernel.btf",
+    "pybpf.plan.live_more", "pybpf.plan.check", "pybpf.plan.older", "pybpf.kernel.btf",
 )  # fmt: skip
+#: Tables of which only what is named somewhere else in the executor travels.
+_TABLES = ("pybpf.sys.numbers_aarch64", "pybpf.sys.numbers_x86_64")
 #: Modules of C behind modules of Python that only wrap them.
 _CORES = {"struct": "_struct"}
 
@@ -99,19 +101,45 @@ def merge() -> Merged:
                 later += new
                 waiting += new
     lean = {name: _lean(tree) for name, tree in trees.items()}
-    needed = [name for name in first if name != _ABI or _used(_ABI, lean, first)]
+    if not any(_ABI in _imports(tree, nested=True) for tree in lean.values()):
+        del lean[_ABI]  # all of its numbers became constants
+    for name in _TABLES:
+        lean[name] = _Shaken(_strings(lean)).visit(lean[name])
     return Merged(
         (
             (LOADER, False, _lean(_parse(LOADER))),
             *((name, True, ast.parse("")) for name in PACKAGES),
-            *((name, False, lean[name]) for name in needed),
+            *((name, False, lean[name]) for name in first if name in lean),
         ),
-        tuple((name, lean[name]) for name in sorted({*later, *first} - {*needed})),
+        tuple((name, lean[name]) for name in sorted(later) if name in lean),
     )
 
 
-def _used(name: str, lean: dict[str, ast.Module], by: list[str]) -> bool:
-    return any(name in _imports(lean[other], nested=False) for other in by)
+def _strings(trees: dict[str, ast.Module]) -> set[str]:
+    """Every string in a module that is no table."""
+    return {
+        node.value
+        for name, tree in trees.items()
+        if name not in _TABLES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+class _Shaken(ast.NodeTransformer):
+    """Takes items of dicts away whose names nobody says."""
+
+    def __init__(self, said: set[str]) -> None:
+        self._said = said
+
+    def visit_Dict(self, node: ast.Dict) -> ast.Dict:
+        kept = [
+            (key, value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if not isinstance(key, ast.Constant) or key.value in self._said
+        ]
+        node.keys, node.values = [key for key, _ in kept], [value for _, value in kept]
+        return node
 
 
 def _parse(name: str) -> ast.Module:
