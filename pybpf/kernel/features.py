@@ -234,10 +234,54 @@ def _common_attrs() -> bool | None:
     return None
 
 
+def _names() -> bool | None:
+    try:
+        os.close(bpf.map_create(abi.BPF_MAP_TYPE_ARRAY, 4, 4, 1, name="probe"))
+    except KernelError as error:
+        return False if error.errno in (bpf.EINVAL, bpf.E2BIG) else None
+    return True
+
+
+def _expected_attach_type() -> bool | None:
+    failed = load_probe(
+        _return_zero(),
+        prog_type=abi.BPF_PROG_TYPE_CGROUP_SOCK,
+        expected_attach_type=abi.BPF_CGROUP_INET4_POST_BIND,
+    )
+    if failed is None:
+        return True
+    # EINVAL comes from the verifier too (0 and 1 are what such a program may return): E2BIG
+    # alone tells that the field is not there.
+    return False if failed.errno == bpf.E2BIG else None
+
+
+def _probe_read_kernel() -> bool | None:
+    """A program that calls the helper on its own stack."""
+    code = struct.pack(
+        "=BBhiBBhiBBhiBBhi",
+        0xBF, _registers(1, 10), 0, 0,  # r1 = r10
+        0x07, 1, 0, -8,  # r1 += -8
+        0xB7, 2, 0, 8,  # r2 = 8
+        0xB7, 3, 0, 0,  # r3 = 0
+    )  # fmt: skip
+    code += struct.pack("=BBhi", 0x85, 0, 0, 113) + _return_zero()
+    failed = load_probe(code, prog_type=abi.BPF_PROG_TYPE_TRACEPOINT)
+    if failed is None:
+        return True
+    return False if failed.errno == bpf.EINVAL else None
+
+
+def _registers(dst: int, src: int) -> int:
+    return dst | src << 4 if sys.byteorder == "little" else dst << 4 | src
+
+
 # name → (first release, test)
 _PROBES: dict[str, tuple[str, Callable[[], bool | None]]] = {
+    "object_names": ("4.15", _names),
+    "expected_attach_type": ("4.17", _expected_attach_type),
     "btf": ("4.18", lambda: os.path.exists("/sys/kernel/btf/vmlinux")),
     "mmapable_array": ("5.5", _mmapable),
+    "probe_read_kernel": ("5.5", _probe_read_kernel),
     "ringbuf": ("5.8", lambda: map_type(abi.BPF_MAP_TYPE_RINGBUF)),
     "syscall_program": ("5.14", lambda: program_type(abi.BPF_PROG_TYPE_SYSCALL)),
     "kernel_core_relocation": ("5.17", lambda: _btf_has("bpf_core_apply", 12)),

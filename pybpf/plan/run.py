@@ -25,14 +25,12 @@ from pybpf.sys.syscalls import Pointer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
 
     Symbol = tuple[int, int]  # (fd of the module's BTF, 0 for vmlinux; type id)
 
 __all__ = ["Executor", "run"]
 
-# Errors of MAP_CREATE with BTF that may mean "not with BTF": map type without BTF support
-# (ENOTSUPP), kernel without BTF for it (EINVAL, E2BIG, EOPNOTSUPP).
-_BTF_ERRORS = frozenset((bpf.ENOTSUPP, bpf.EINVAL, bpf.E2BIG, 95))
 # What mapping an arena a second time fails with: EBUSY, EEXIST, EINVAL.
 _MAPPED_ALREADY = frozenset((16, 17, bpf.EINVAL))
 
@@ -285,7 +283,7 @@ class Executor:
             attributes["btf_fd"] = btf
             attributes["key_type_id"] = op.key_type_id
             attributes["value_type_id"] = op.value_type_id
-        fd = self._create(op, entries, attributes, with_btf)
+        fd = self._create(op, entries, attributes)
         self._fill_slot(op.dst, fd)
         if op.type == abi.BPF_MAP_TYPE_ARENA:
             self._map_arena(op.dst, entries, op.extra)
@@ -303,28 +301,17 @@ class Executor:
         self.journal.append(("arena", slot, where, size))
 
     def _create(
-        self, op: _ops.MapCreate, entries: int, attributes: dict[str, int | None], with_btf: bool
+        self, op: _ops.MapCreate, entries: int, attributes: dict[str, int | None]
     ) -> int:
-        def attempt() -> int:
-            return _create.map_fd(
-                op.type, op.key_size, op.value_size, entries,
-                name=op.name, flags=op.flags, extra=op.extra, **attributes,
-            )  # fmt: skip
-
+        all_of_it: dict[str, Any] = {
+            "name": op.name, "flags": op.flags, "extra": op.extra, **attributes
+        }  # fmt: skip
         try:
-            return attempt()
+            return _create.map_fd(op.type, op.key_size, op.value_size, entries, **all_of_it)
         except KernelError as error:
-            if not with_btf or error.errno not in _BTF_ERRORS:
-                raise
-            first = error
-        for field in ("btf_fd", "key_type_id", "value_type_id"):
-            attributes.pop(field)
-        try:
-            fd = attempt()
-        except KernelError:
-            raise first from None
-        self.notes.append(f"map {op.name} was made without BTF: {first.message}")
-        return fd
+            from pybpf.plan import older
+
+            return older.create_map(op, entries, all_of_it, error, self.notes)
 
     def _reuse_map(self, op: _ops.MapCreate, fd: int, entries: int, where: str) -> None:
         self._fill_slot(op.dst, fd)
@@ -480,7 +467,12 @@ class Executor:
         if op.attach_prog is not None:
             fields["attach_prog_fd"] = self.fd(op.attach_prog, "program")
         log: list[str] = []
-        fd = _create.program_fd(fields, log_level=self._log_level, log_out=log)
+        try:
+            fd = _create.program_fd(fields, log_level=self._log_level, log_out=log)
+        except KernelError as error:
+            from pybpf.plan import older
+
+            fd = older.load_program(op, fields, code, error, self._log_level, log, self.notes)
         del held
         if log:
             self.logs[op.name] = log[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pybpf.sys import abi
 
-__all__ = ["capabilities", "lockdown", "permission_hint"]
+__all__ = ["capabilities", "lockdown", "memcg_accounting", "memlock", "permission_hint"]
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 12, 21, 38, 39
 
@@ -91,7 +91,7 @@ def permission_hint(cmd: int) -> str | None:
             "The kernel is locked down (confidentiality): programs that use bpf_probe_read* "
             "helpers are refused."
         )
-    if cmd in _CAP_PROGRAMS and (limit := _memlock()) is not None and not _memcg_accounting():
+    if cmd in _CAP_PROGRAMS and (limit := memlock()) is not None and not memcg_accounting():
         return (
             f"RLIMIT_MEMLOCK is {limit} bytes and this kernel charges BPF memory to it "
             "(before 5.11); raise it."
@@ -103,7 +103,7 @@ def permission_hint(cmd: int) -> str | None:
     return None
 
 
-def _memlock() -> int | None:
+def memlock() -> int | None:
     """The soft RLIMIT_MEMLOCK in bytes; None: unlimited or unknown."""
     for line in (_read("/proc/self/limits") or "").splitlines():
         if line.startswith("Max locked memory"):
@@ -112,7 +112,7 @@ def _memlock() -> int | None:
     return None
 
 
-def _memcg_accounting() -> bool:
+def memcg_accounting() -> bool:
     """Whether BPF memory is charged to cgroups, not to RLIMIT_MEMLOCK: helper
     bpf_ktime_get_coarse_ns came with it (5.11); the release is read, as libbpf's probe is a load
     that has just failed."""

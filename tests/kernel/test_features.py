@@ -54,7 +54,7 @@ def test_named_probes() -> None:
     assert features.probe("ringbuf") is True
     assert features.probe("common_attrs") is (release() >= (7, 0))
     assert features.requires("ringbuf") == "feature ringbuf (requires >= v5.8)"
-    with pytest.raises(UsageError, match="no feature 'warp'; there are: btf"):
+    with pytest.raises(UsageError, match="no feature 'warp'; there are: object_names"):
         features.probe("warp")
 
 
