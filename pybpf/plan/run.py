@@ -309,9 +309,7 @@ class Executor:
         try:
             return _create.map_fd(op.type, op.key_size, op.value_size, entries, **all_of_it)
         except KernelError as error:
-            from pybpf.plan import older
-
-            return older.create_map(op, entries, all_of_it, error, self.notes)
+            return _older(error).create_map(op, entries, all_of_it, error, self.notes)
 
     def _reuse_map(self, op: _ops.MapCreate, fd: int, entries: int, where: str) -> None:
         self._fill_slot(op.dst, fd)
@@ -470,8 +468,7 @@ class Executor:
         try:
             fd = _create.program_fd(fields, log_level=self._log_level, log_out=log)
         except KernelError as error:
-            from pybpf.plan import older
-
+            older = _older(error)
             fd = older.load_program(op, fields, code, error, self._log_level, log, self.notes)
         del held
         if log:
@@ -562,6 +559,15 @@ class Executor:
                 raise PlanError(f"{condition!r} is no condition")
             self._conditions[condition] = result
         return self._conditions[condition]
+
+
+def _older(error: KernelError) -> Any:
+    """pybpf.plan.older; ``error`` where it cannot be imported, as when the initramfs is gone."""
+    try:
+        from pybpf.plan import older
+    except ImportError:
+        raise error from None
+    return older
 
 
 def _leads_on(error: PybpfError, on: tuple[int, ...]) -> bool:
