@@ -309,7 +309,9 @@ class Executor:
         try:
             return _create.map_fd(op.type, op.key_size, op.value_size, entries, **all_of_it)
         except KernelError as error:
-            return _older(error).create_map(op, entries, all_of_it, error, self.notes)
+            older = _older(error)
+            fd: int = older.create_map(op, entries, all_of_it, error, self.notes)
+            return fd
 
     def _reuse_map(self, op: _ops.MapCreate, fd: int, entries: int, where: str) -> None:
         self._fill_slot(op.dst, fd)
