@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pybpf.reloc.externs import Resolved
     from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
 
-__all__ = ["Target", "arena_at_end", "check_externs"]
+__all__ = ["Target", "arena_at_end", "check_externs", "user_of_extern"]
 
 SYSFS_BTF = "/sys/kernel/btf"
 
@@ -183,19 +183,23 @@ def check_externs(
                 resolved(extern)
         for extern in spec.externs.values():
             if not extern.weak and is_typeless(spec, extern) and target.lacks(extern.name):
+                from pybpf.reloc.refusal import nearest_addresses
+
+                near = " or ".join(nearest_addresses(extern.name))
                 raise RelocationError(
-                    f"the kernel has no symbol {extern.name!r} (/proc/kallsyms).",
+                    f"the kernel has no symbol {extern.name!r} (/proc/kallsyms)"
+                    + (f"; did you mean {near}?" if near else "."),
                     hint="Load the module that has it, or declare it __weak and test for it.",
                     extern=extern.name,
                 ).numbered(3)
     except RelocationError as exc:
-        user = _user(spec, str(exc.where.get("extern")))
+        user = user_of_extern(spec, str(exc.where.get("extern")))
         if user is not None:
             exc.at(program=user.name, section=user.section)
         raise exc.at(object=spec.path or spec.name)  # noqa: B904
 
 
-def _user(spec: ObjectSpec, extern: str) -> ProgramSpec | None:
+def user_of_extern(spec: ObjectSpec, extern: str) -> ProgramSpec | None:
     """The first program that refers to an extern, itself or in a subprogram; one that is loaded
     before one that is not."""
     for program in sorted(spec.programs.values(), key=lambda p: not p.autoload):

@@ -22,16 +22,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from pybpf.spec import ObjectSpec
+    from pybpf.spec import ObjectSpec, ProgramSpec
 
-__all__ = ["did_you_mean", "explain", "nearest_symbols"]
+__all__ = ["did_you_mean", "explain", "nearest_addresses", "nearest_symbols"]
 
 # Parts of kernel names that are put before the name a programmer writes.
 _PREFIXES = ("bpf_lsm_", "btf_trace_", "bpf_iter_", "bpf_struct_ops_")
 _MAX_COMPARED = 500  # difflib takes some 20 us a name
 _MAX_FOUND = 4000  # places where a word of the name stands in the kernel's strings
 _WORDS = 6
-_SUGGESTED = 30  # names a kernel's BTF is searched for; a malformed object may miss thousands
+_KEPT = 256  # answers
 
 
 def explain(error: PybpfError, spec: ObjectSpec, target: CoreTarget | None = None) -> PybpfError:
@@ -45,9 +45,43 @@ def explain(error: PybpfError, spec: ObjectSpec, target: CoreTarget | None = Non
         told = _unknown_call(error.log, spec)
         if told is not None and told not in error.message:
             error.message = f"{error.message.rstrip()} {told}"
-    elif isinstance(error, SymbolNotFoundError) and error.hint is None:
-        error.hint = _like(error.names)
+    elif isinstance(error, SymbolNotFoundError):
+        users = {name: user for name in error.names if (user := _user(spec, name)) is not None}
+        if len(error.names) == 1 and users:
+            (user,) = users.values()
+            # Behind the object, which is known already.
+            error.where = {**error.where, "program": user.name, "section": user.section}
+        elif users:
+            asked = ", ".join(f"{name} (program {user.name})" for name, user in users.items())
+            error.where = {**error.where, "asked for": asked}
+        if error.hint is None:
+            error.hint = _like(error.names)
     return error
+
+
+def _parts(missing: str) -> tuple[str, str]:
+    """(BTF kind or "", name) of what a look-up missed: "func name", "struct name (module m)", or
+    the bare name of a symbol that has no type."""
+    kind, _, rest = missing.partition(" ")
+    return (kind.lower(), rest.split(" (module ", 1)[0]) if rest else ("", missing)
+
+
+def _user(spec: ObjectSpec, missing: str) -> ProgramSpec | None:
+    """The first program that asked for a kernel symbol: as what it attaches to, or by an extern."""
+    from pybpf.compiler.programs import attach_symbol
+    from pybpf.compiler.target import user_of_extern
+    from pybpf.reloc.externs import kernel_symbol
+
+    kind, name = _parts(missing)
+    if kind:
+        for program in spec.programs.values():
+            wanted = attach_symbol(program) if program.autoload else None
+            if wanted is not None and wanted[0] == name:
+                return program
+    for extern in spec.externs.values():
+        if name in (extern.name, kernel_symbol(extern)[0]):
+            return user_of_extern(spec, extern.name)
+    return None
 
 
 def _unknown_call(log: str, spec: ObjectSpec) -> str | None:
@@ -83,17 +117,37 @@ def _unknown_call(log: str, spec: ObjectSpec) -> str | None:
 
 
 def _like(names: Collection[str]) -> str | None:
-    """ "The kernel has …" for what a look-up missed ("func name", "struct name (module m)")."""
+    """ "Did you mean …?" for what a look-up missed."""
     kinds = {text.lower(): number for number, text in enumerate(KIND_NAMES)}
     told = []
     for missing in names:
-        kind, _, rest = missing.partition(" ")
-        name = rest.split(" (module ", 1)[0]
-        number = kinds.get(kind.lower())
-        near = nearest_symbols(name, number) if number is not None else []
+        kind, name = _parts(missing)
+        number = kinds.get(kind)
+        near = nearest_symbols(name, number) if number is not None else nearest_addresses(name)
         if near:
-            told.append(f"for {name} {' or '.join(near)}")
-    return f"Did you mean {', '.join(told)}?" if told else None
+            told.append((name, " or ".join(near)))
+    if len(told) == 1:
+        return f"Did you mean {told[0][1]}?"
+    return f"Did you mean {', '.join(f'{n} for {m}' for m, n in told)}?" if told else None
+
+
+def nearest_addresses(name: str, count: int = 3) -> list[str]:
+    """Symbols in /proc/kallsyms that look like ``name``, nearest first."""
+    try:
+        with open("/proc/kallsyms", "rb") as file:
+            data = file.read()
+    except OSError:
+        return []
+    wanted = name.encode()
+    # Those that begin or end as the name does, and are about as long.
+    found = set()
+    for line in data.splitlines():
+        text = line.split(b" ", 2)[2].split(b"\t", 1)[0] if line.count(b" ") > 1 else b""
+        if abs(len(text) - len(wanted)) <= 3 and (
+            text[:4] == wanted[:4] or text[-4:] == wanted[-4:]
+        ):
+            found.add(text.decode("ascii", "replace"))
+    return difflib.get_close_matches(name, sorted(found)[:_MAX_FOUND], count, cutoff=0.75)
 
 
 def did_you_mean(name: str, kind: int, btf: Btf) -> str:
@@ -105,23 +159,25 @@ def did_you_mean(name: str, kind: int, btf: Btf) -> str:
 def nearest_symbols(name: str, kind: int, btf: Btf | None = None, count: int = 3) -> list[str]:
     """Names of ``kind`` in kernel BTF that look like ``name``, nearest first.
 
-    btf: None for the running kernel's vmlinux. An empty list where it cannot be read, and for
-    all but the first names that are looked for in one BTF.
+    btf: None for the running kernel's vmlinux. An empty list where it cannot be read.
     """
     try:
-        return _nearest(name, kind, btf or Btf.vmlinux(), count)
+        btf = btf or Btf.vmlinux()
+        # Each program of an object may miss the same name; looking for it takes some 30 ms.
+        answers = _answers.setdefault(btf, {})
+        if (name, kind) not in answers:
+            if len(answers) >= _KEPT:
+                answers.clear()
+            answers[name, kind] = _nearest(name, kind, btf, 3)
+        return answers[name, kind][:count]
     except (OSError, FormatError):
         return []
 
 
-_searched: WeakKeyDictionary[Btf, list[int]] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[Btf, dict[tuple[str, int], list[str]]] = WeakKeyDictionary()
 
 
 def _nearest(name: str, kind: int, btf: Btf, count: int) -> list[str]:
-    searched = _searched.setdefault(btf, [0])
-    searched[0] += 1
-    if searched[0] > _SUGGESTED:
-        return []
     prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
     bare = name[len(prefix) :]
     # The rarest words are the long ones. Looking for them in all strings at once is faster by

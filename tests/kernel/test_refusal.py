@@ -33,6 +33,7 @@ def spec(
     code: list[Instruction],
     *,
     kfuncs: tuple[tuple[str, bool], ...] = (),
+    ksyms: tuple[str, ...] = (),
     refs: tuple[Ref, ...] = (),
     maps: tuple[MapSpec, ...] = (),
     field: str | None = None,
@@ -48,6 +49,8 @@ def spec(
     externs = {
         name: ExternSpec(name, "kfunc", w.add_func(name, proto, 2), weak) for name, weak in kfuncs
     }
+    # Type 0 is void: symbols without a type.
+    externs |= {name: ExternSpec(name, "ksym", 0, False) for name in ksyms}
     core: tuple[CoreRelo, ...] = ()
     if field is not None:
         task = w.add_struct("task_struct", 8, [("pid", i32, 0), (field, i32, 32)])
@@ -110,7 +113,34 @@ def test_a_missing_target_has_neighbours() -> None:
     for relocate in ("kernel", "python"):
         error = refusal(made, relocate)
         assert "do_unlinkat" in str(error).replace("do_unlinkatt", "")
+        assert error.where["program"] == "f"
+        assert error.where["section"] == "fentry/do_unlinkatt"
+        assert next(iter(error.where)) == "object"
     assert isinstance(refusal(made), SymbolNotFoundError)
+
+
+@pytest.mark.parametrize("relocate", ["kernel", "python"])
+def test_a_missing_address_has_neighbours(relocate: str) -> None:
+    """A symbol without a type, looked for in /proc/kallsyms."""
+    wide = Instruction(0, 0x18, 0, 0, 0, 0, 0)
+    name = "do_unlinkatt"
+    made = spec([wide, EXIT], ksyms=(name,), refs=(Ref(0, "extern", name),))
+    error = refusal(made, relocate)
+    assert "did you mean do_unlinkat" in str(error).lower()
+    assert error.where["program"] == "f"
+
+
+def test_several_that_are_missing_name_their_programs() -> None:
+    call = Instruction(0, 0x85, 0, 2, 0, -1)
+    names = ("bpf_rcu_read_lockk", "bpf_rcu_read_unlockk")
+    made = spec(
+        [call, call._replace(slot=1), EXIT], kfuncs=tuple((n, False) for n in names),
+        refs=tuple(Ref(i, "extern", n) for i, n in enumerate(names)),
+    )  # fmt: skip
+    error = refusal(made)
+    for name in names:
+        assert f"{name} (program f)" in str(error)
+    assert " for bpf_rcu_read_unlockk?" in str(error)
 
 
 def test_a_map_left_out_is_named() -> None:
