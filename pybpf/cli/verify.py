@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from itertools import pairwise
 from time import perf_counter_ns
@@ -17,6 +18,7 @@ from pybpf.plan.live import Object
 from pybpf.plan.run import run as run_plan
 from pybpf.record import replace
 from pybpf.spec import ObjectSpec
+from pybpf.sys import abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,11 +93,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sized(spec: ObjectSpec, notes: list[str]) -> ObjectSpec:
-    """Give maps whose size is left to the loader one entry, which is enough to verify with."""
+    """Give maps whose size is left to the loader one entry, which is enough to verify with; a
+    ring buffer, whose size is in bytes, one page."""
     for name, found in spec.maps.items():
         if needs_size(found) and found.autocreate:
-            notes.append(f"map {name} says no max_entries: verified with 1.")
-            spec = spec.with_map(name, max_entries=1)
+            ring = found.type in (abi.BPF_MAP_TYPE_RINGBUF, abi.BPF_MAP_TYPE_USER_RINGBUF)
+            size = mmap.PAGESIZE if ring else 1
+            notes.append(f"map {name} says no max_entries: verified with {size}.")
+            spec = spec.with_map(name, max_entries=size)
     return spec
 
 

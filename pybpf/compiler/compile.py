@@ -139,6 +139,7 @@ class _Compiled:
         # Its layout is the kernel's, and the kernel does not relocate it: decided here.
         self.struct_ops = fit(spec, self.target)
         self.spec = self.struct_ops.spec
+        self.resolver = self._resolver() if self.in_python else None
 
     def _value_symbols(self) -> tuple[list[SymbolRequest], dict[str, int]]:
         """Lookups of the kernel's types of struct_ops maps, and map → symbol."""
@@ -201,6 +202,10 @@ class _Compiled:
         """The operations up to loaded programs."""
         spec, places = self.spec, self.places
         out: list[ops.Op] = []
+        if self.resolver is not None:
+            # As with libbpf, what the kernel must have and has not ends the load, whichever
+            # programs refer to it.
+            check_externs(spec, self.resolver, self.target)
         btf = None
         if spec.btf is not None:
             btf = places.slot("btf", "")
@@ -276,7 +281,7 @@ class _Compiled:
             spec,
             self.places,
             self.target if self.in_python else None,
-            self._resolver() if self.in_python else None,
+            self.resolver,
             btf,
             {
                 program: self.struct_ops.maps[name]
@@ -316,9 +321,6 @@ class _Compiled:
                 done[extern.name] = resolve(self.spec, extern, types)
             return done[extern.name]
 
-        # As with libbpf, what the kernel must have and has not ends the load, whichever programs
-        # refer to it.
-        check_externs(self.spec, resolver, self.target)
         return resolver
 
     def _lookup(self, requests: Iterable[SymbolRequest]) -> ops.Lookup:

@@ -8,10 +8,6 @@ from pybpf.errors import FormatError, PybpfError, RelocationError
 from pybpf.reloc.core import CoreRelocator, CoreTarget, Outcome
 from pybpf.spec import FunctionSpec, ObjectSpec
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 __all__ = ["Bodies", "source_of"]
 
 
@@ -24,24 +20,25 @@ class Bodies:
         self._relocator: CoreRelocator | None = None
         self._done: dict[int, tuple[bytes, list[Outcome]] | PybpfError] = {}
 
-    def of(self, numbers: Iterable[int]) -> tuple[dict[int, bytes], dict[int, list[Outcome]]]:
-        """(instructions, outcomes) of those of the functions that have relocations.
+    def body(self, number: int) -> bytes | None:
+        """Relocated instructions of a function, None if it has no relocations.
 
         Raises RelocationError or FormatError with function, instruction and source line.
         """
-        bodies: dict[int, bytes] = {}
-        outcomes: dict[int, list[Outcome]] = {}
-        for number in numbers:
-            function = self.spec.functions[number]
-            if not function.core:
-                continue
-            done = self._done.get(number)
-            if done is None:
-                done = self._done[number] = self._relocate(function)
-            if isinstance(done, PybpfError):
-                raise done
-            bodies[number], outcomes[number] = done
-        return bodies, outcomes
+        function = self.spec.functions[number]
+        if not function.core:
+            return None
+        done = self._done.get(number)
+        if done is None:
+            done = self._done[number] = self._relocate(function)
+        if isinstance(done, PybpfError):
+            raise done
+        return done[0]
+
+    def outcomes(self, number: int) -> list[Outcome]:
+        """What was decided in a function: nothing before it was relocated."""
+        done = self._done.get(number)
+        return [] if done is None or isinstance(done, PybpfError) else done[1]
 
     def _relocate(self, function: FunctionSpec) -> tuple[bytes, list[Outcome]] | PybpfError:
         if self._relocator is None:

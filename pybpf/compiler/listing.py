@@ -8,7 +8,7 @@ same object compare equal.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pybpf.compiler.core import Bodies
@@ -18,8 +18,8 @@ from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import PybpfError, RelocationError
 from pybpf.reloc.core import Outcome
 from pybpf.reloc.externs import Resolved, resolve
-from pybpf.reloc.finish import FixedBinding, finish
-from pybpf.reloc.link import Linked, link
+from pybpf.reloc.finish import FixedBinding, finish_shared
+from pybpf.reloc.link import Linked, Linker
 from pybpf.spec import ExternSpec, MapSpec, ObjectSpec, ProgramSpec
 from pybpf.sys import abi
 
@@ -30,16 +30,19 @@ MAP_MARK = 0x4D000000
 
 @dataclass
 class ProgramListing:
-    """One program: its final instructions, or why there are none.
-
-    outcomes: what CO-RE decided, by function number.
-    """
+    """One program: its final instructions, or why there are none."""
 
     program: ProgramSpec
+    bodies: Bodies
     insns: bytes = b""
     error: PybpfError | None = None
     linked: Linked | None = None
-    outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> dict[int, list[Outcome]]:
+        """What CO-RE decided, by function number."""
+        numbers = [n for n, _ in self.linked.functions] if self.linked is not None else []
+        return {n: found for n in numbers if (found := self.bodies.outcomes(n))}
 
 
 @dataclass
@@ -124,30 +127,28 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
         return found
 
     relocated = Bodies(spec, target)
+    linker = Linker(spec, relocated.body)
     at_end = arena_at_end(spec, target)
     out = []
     for program in spec.programs.values():
-        entry = ProgramListing(program)
+        entry = ProgramListing(program, relocated)
         out.append(entry)
         try:
             unfit = struct_ops.errors.get(struct_ops.users.get(program.name, ""))
             if unfit is not None:
                 raise unfit
-            entry.linked = link(spec, program)
-            numbers = [number for number, _ in entry.linked.functions]
-            bodies, entry.outcomes = relocated.of(numbers)
-            entry.linked = link(spec, program, bodies)
+            linked = entry.linked = linker.link(program)
             binding = FixedBinding(
                 spec, lookup, handles, target.address, MAP_MARK | len(maps), arena_at_end=at_end
             )
-            finish(spec, entry.linked, binding)
+            finish_shared(spec, linked, binding)
             # One map a table and program, behind those that the object declares.
             maps += [
                 MapSpec(JUMP_TABLES, abi.BPF_MAP_TYPE_INSN_ARRAY, 4, 16, len(targets),
                         section=JUMP_TABLES)
                 for targets in binding.tables.values()
             ]  # fmt: skip
-            entry.insns = bytes(entry.linked.code.raw)
+            entry.insns = bytes(linked.code.raw)
         except PybpfError as exc:
             entry.error = exc.at(
                 object=os.fspath(spec.path) if spec.path else spec.name,

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from pybpf.asm import decode
 from pybpf.errors import FormatError, RelocationError
-from pybpf.reloc.link import link
+from pybpf.reloc.link import Linker
 from pybpf.sys import abi
 
 TYPE_CHECKING = False
@@ -125,9 +125,18 @@ def helper_since(number: int) -> str | None:
 
 def _functions(spec: ObjectSpec, program: ProgramSpec) -> list[int]:
     try:
-        return [number for number, _ in link(spec, program).functions]
+        return _linker(spec).reached(program)
     except RelocationError:
         return [program.function]
+
+
+_linkers: list[Linker] = []  # of the object asked about last
+
+
+def _linker(spec: ObjectSpec) -> Linker:
+    if not _linkers or _linkers[0].spec is not spec:
+        _linkers[:] = [Linker(spec)]
+    return _linkers[0]
 
 
 @lru_cache(maxsize=1 << 14)  # a subprogram is asked for by every program that reaches it

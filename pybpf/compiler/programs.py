@@ -17,8 +17,8 @@ from pybpf.errors import CompileError, RelocationError
 from pybpf.plan import ops
 from pybpf.reloc.externs import Resolved, kernel_symbol
 from pybpf.reloc.finish import PlanBinding, finish
-from pybpf.reloc.link import Linked, link
-from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
+from pybpf.reloc.link import Linked, Linker
+from pybpf.spec import ExternSpec, LineInfo, ObjectSpec, ProgramSpec
 from pybpf.sys import abi
 
 TYPE_CHECKING = False
@@ -75,6 +75,7 @@ class ProgramCompiler:
         self.btf = btf
         self.arena_at_end = arena_at_end
         self._bodies = Bodies(spec, target) if target is not None else None
+        self._linker = Linker(spec, self._bodies.body if self._bodies is not None else None)
         self._order = "<" if spec.byteorder == "little" else ">"
 
     def compile(self, program: ProgramSpec) -> tuple[list[ops.Op], list[SymbolRequest]]:
@@ -99,11 +100,7 @@ class ProgramCompiler:
             requests.append(request)
             return self.places.symbol(request)
 
-        linked = link(spec, program)
-        if self._bodies is not None:
-            bodies, _ = self._bodies.of(number for number, _ in linked.functions)
-            linked = link(spec, program, bodies)
-            linked.core = []
+        linked = self._linker.link(program)
         binding = PlanBinding(
             spec,
             self.resolved,
@@ -209,17 +206,19 @@ class ProgramCompiler:
 
     def _records(self, program: ProgramSpec, linked: Linked) -> tuple[bytes, bytes, bytes]:
         """Raw func_info, line_info and core_relos."""
+        core_relos = linked.core if self._bodies is None else []
         if self.btf is None:
-            if linked.core:
+            if core_relos:
                 raise CompileError("it has CO-RE relocations but the object has no BTF.")
             return b"", b"", b""
         order = self._order
         func = b"".join(struct.pack(order + "II", *row) for row in linked.func_info)
+        rows = linked.lines
         lines = b""
-        if _covers(linked):
-            lines = b"".join(struct.pack(order + "IIII", *row) for row in linked.lines)
+        if _covers(linked, rows):
+            lines = b"".join(map(struct.Struct(order + "IIII").pack, *zip(*rows, strict=True)))
         core = pack_core_relos(
-            [(8 * r.insn, r.type_id, r.access_off, r.kind) for r in linked.core],
+            [(8 * r.insn, r.type_id, r.access_off, r.kind) for r in core_relos],
             self.spec.byteorder,
         )
         if core and not func and not lines:
@@ -231,7 +230,7 @@ class ProgramCompiler:
         return func, lines, core
 
 
-def _covers(linked: Linked) -> bool:
+def _covers(linked: Linked, rows: list[LineInfo]) -> bool:
     """Whether line_info says where every function begins: the kernel wants all or nothing."""
-    starts = {row.insn for row in linked.lines}
-    return bool(linked.lines) and all(start in starts for _, start in linked.functions)
+    starts = {row[0] for row in rows}
+    return bool(rows) and all(start in starts for _, start in linked.functions)

@@ -53,13 +53,18 @@ class Resolved(NamedTuple):
 
 
 class KernelTypes:
-    """Kernel BTF to search: vmlinux and the modules, the latter opened one at a time."""
+    """Kernel BTF to search: vmlinux and the modules, the latter opened one at a time.
+
+    suggestions: for how many more names that are missing others are suggested; a malformed object
+    may miss thousands, and each takes some 30 ms.
+    """
 
     def __init__(
         self, vmlinux: Btf, modules: Callable[[], Iterator[tuple[str, Btf]]] | None = None
     ) -> None:
         self.vmlinux = vmlinux
         self.modules = modules or (lambda: iter(()))
+        self.suggestions = 16
 
     def find(self, name: str, kind: int, module: str | None = None) -> tuple[Btf, Resolved] | None:
         """The first type of this name and kind: in vmlinux, then in each module.
@@ -114,11 +119,9 @@ def resolve(spec: ObjectSpec, extern: ExternSpec, kernel: KernelTypes) -> Resolv
     if found is None:
         if extern.weak:
             return Resolved(0)
-        from pybpf.reloc.refusal import did_you_mean
-
         raise RelocationError(
             f"{what} {name!r} is neither in vmlinux BTF nor in that of any module"
-            f"{did_you_mean(name, kind, kernel.vmlinux)}.",
+            f"{_suggestion(name, kind, kernel)}.",
             hint="Load the module that has it, use a kernel that has it, or declare it __weak "
             "and test for it.",
             extern=extern.name,
@@ -138,6 +141,15 @@ def resolve(spec: ObjectSpec, extern: ExternSpec, kernel: KernelTypes) -> Resolv
             extern=extern.name,
         )
     return resolved
+
+
+def _suggestion(name: str, kind: int, kernel: KernelTypes) -> str:
+    if kernel.suggestions <= 0:
+        return ""
+    kernel.suggestions -= 1
+    from pybpf.reloc.refusal import did_you_mean
+
+    return did_you_mean(name, kind, kernel.vmlinux)
 
 
 # -- kconfig --------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-__all__ = ["Binding", "Patch", "arena_data_offset", "finish"]
+__all__ = ["Binding", "Patch", "arena_data_offset", "finish", "finish_shared"]
 
 Patch = tuple[int, str, int | str]
 
@@ -90,6 +90,44 @@ def _targets(spec: ObjectSpec, linked: Linked, ref: Ref) -> tuple[int, ...]:
             )
         out.append(start + slot)
     return tuple(out)
+
+
+def finish_shared(spec: ObjectSpec, linked: Linked, binding: FixedBinding) -> None:
+    """As ``finish``, for a listing: what programs share behind their entry functions is resolved
+    once, where the result is the same for all of them. Raises RelocationError."""
+    tail = linked.tail
+    if tail.final is None:
+        tail.final = _shared(spec, linked, binding) if tail.refs else tail.code
+    if tail.final or not tail.code:
+        linked.code.raw[8 * linked.base :] = tail.final
+        refs = linked.own_refs
+    else:
+        refs = linked.refs
+    code = linked.code
+    for ref in refs:
+        if ref.kind == "table":
+            binding.table(code, ref.insn, ref.offset, _targets(spec, linked, ref))
+        else:
+            _one(spec, code, ref, binding)
+
+
+def _shared(spec: ObjectSpec, linked: Linked, binding: FixedBinding) -> bytes:
+    """The tail's instructions with its references resolved; b"" if that depends on the program,
+    or cannot be done: the failure is then each program's own."""
+    tail = linked.tail
+    code = Code(tail.code, spec.byteorder)
+    alone = FixedBinding(
+        spec, binding.resolved, binding.handles, binding.addresses,
+        arena_at_end=binding.arena_at_end,
+    )  # fmt: skip
+    try:
+        for ref in tail.refs:
+            if ref.kind == "table":
+                return b""
+            _one(spec, code, ref, alone)
+    except RelocationError:
+        return b""
+    return b"" if alone.modules else bytes(code.raw)
 
 
 def arena_data_offset(found: MapSpec, at_end: bool) -> int:

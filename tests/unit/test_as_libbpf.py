@@ -18,8 +18,8 @@ from pybpf.elf.data import kernel_name
 from pybpf.elf.reader import read
 from pybpf.errors import RelocationError
 from pybpf.record import replace
+from pybpf.reloc.externs import resolve
 from pybpf.reloc.finish import arena_data_offset
-from pybpf.reloc.refusal import nearest_symbols
 from pybpf.spec import ExternSpec, MapSpec, ObjectSpec
 from pybpf.sys import abi
 from tests.unit.elfwriter import LOCAL, ElfWriter, insn
@@ -154,10 +154,13 @@ def test_arena_variables() -> None:
 def test_suggestions_end() -> None:
     """Each costs some 30 ms in a kernel's BTF; a malformed object may miss thousands of names."""
     types = BtfWriter()
-    types.add_func("do_unlinkat", types.add_proto(0, []))
-    kernel = Btf.parse(types.build())
-    kind = kernel.type(2).kind
-    assert nearest_symbols("do_unlnkat", kind, kernel) == ["do_unlinkat"]
-    for _ in range(40):
-        last = nearest_symbols("do_unlnkat", kind, kernel)
-    assert last == []
+    proto = types.add_proto(0, [])
+    types.add_func("do_unlinkat", proto)
+    kernel = Target(btf=Btf.parse(types.build())).types()
+    spec = replace(_nothing(), btf=Btf.parse(types.build()))
+    told = []
+    for number in range(40):
+        with pytest.raises(RelocationError) as caught:
+            resolve(spec, ExternSpec(f"do_unlnkat___{number}", "kfunc", 2, False), kernel)
+        told.append("did you mean do_unlinkat" in caught.value.message)
+    assert told == [True] * 16 + [False] * 24

@@ -10,9 +10,10 @@ import pytest
 
 from pybpf.elf import read
 from pybpf.errors import RelocationError
+from pybpf.record import replace
 from pybpf.reloc.insn import Code
-from pybpf.reloc.link import Linked, link
-from pybpf.spec import ObjectSpec
+from pybpf.reloc.link import Linked, Linker, link
+from pybpf.spec import ObjectSpec, Ref
 from tests.unit.elfwriter import EXIT, RETURN_0, ElfWriter, call, insn, load
 
 OBJECTS = Path(__file__).parent.parent / "objects"
@@ -173,3 +174,62 @@ def test_calls_into_nowhere_fail_only_where_they_are_needed() -> None:
     with pytest.raises(RelocationError, match="calls byte 808 of section 'xdp'") as caught:
         linked(spec, "bad")
     assert caught.value.where["insn"] == 0
+
+
+def test_programs_share_what_follows_them() -> None:
+    """500 programs that each reach 1,000 subprograms: linked in the time of copying."""
+    elf = ElfWriter()
+    variable = elf.symbol("v", elf.section(".data", bytes(8), flags=3), 0, 8)
+    body = load() + call() + EXIT
+    text = elf.code(".text", body * 1000)
+    names = [elf.function(f"f{i}", text, len(body) * i, len(body)) for i in range(1000)]
+    for i in range(1000):
+        elf.relocate(text, len(body) * i, variable)
+        elf.relocate(text, len(body) * i + 16, names[min(i + 1, 999)])
+    main = elf.code("socket", (call() + EXIT) * 500 + insn(0xB7) + call() + call() + EXIT)
+    for i in range(500):
+        elf.function(f"p{i}", main, 16 * i, 16)
+        elf.relocate(main, 16 * i, names[0])
+    elf.function("other", main, 8000, 32)
+    elf.relocate(main, 8008, names[999])
+    elf.relocate(main, 8016, names[0])
+    spec = read(elf.build(), name="x")
+    linker = Linker(spec)
+    found = [linker.link(program) for program in spec.programs.values()]
+    assert len({id(linked.tail) for linked in found}) == 2
+    for linked in (found[0], found[499], found[500]):
+        alone = link(spec, next(p for p in spec.programs.values() if p.function == linked.entry))
+        assert alone.code.raw == linked.code.raw
+        assert alone.functions == linked.functions
+        assert alone.refs == linked.refs
+        assert [linked.code.opcode(ref.insn) for ref in linked.refs] == [0x18] * 1000
+    assert [n for n, _ in found[500].functions][1:3] == [names[999] - 2, names[0] - 2]
+    assert linker.reached(spec.programs["p0"]) == [n for n, _ in found[0].functions]
+    starts = {spec.functions[n].name: s for n, s in found[500].functions}
+    assert _targets(found[500])[:2] == [starts["f999"], starts["f0"]]
+
+
+def test_a_subprogram_that_calls_its_program() -> None:
+    """What follows then depends on the program, and is not shared."""
+    elf = ElfWriter()
+    main = elf.code("socket", insn(0xB7) + call() + EXIT + call() + EXIT)
+    text = elf.code(".text", call(0) + EXIT)
+    sub = elf.function("sub", text, 0, 16)
+    first = elf.function("first", main, 0, 24)
+    elf.function("second", main, 24, 16)
+    elf.relocate(main, 8, sub)
+    elf.relocate(main, 24, sub)
+    spec = read(elf.build(), name="x")
+    number = next(n for n, f in enumerate(spec.functions) if f.name == "sub")
+    back = Ref(0, "call", "first", 0, spec.programs["first"].function)
+    functions = [
+        replace(f, refs=(back,)) if n == number else f for n, f in enumerate(spec.functions)
+    ]
+    spec = replace(spec, functions=tuple(functions))
+    linker = Linker(spec)
+    assert first
+    assert _targets(linker.link(spec.programs["first"])) == [3, 0]
+    assert [spec.functions[n].name for n in linker.reached(spec.programs["second"])] == [
+        "second", "sub", "first",
+    ]  # fmt: skip
+    assert _targets(linker.link(spec.programs["second"])) == [2, 4, 2]
