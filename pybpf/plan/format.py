@@ -17,6 +17,7 @@ from construct import (
     ConstructError,
     Error,
     GreedyBytes,
+    GreedyRange,
     Int16ul,
     Int32ul,
     Int64sl,
@@ -69,8 +70,10 @@ _LINE = NullTerminated(GreedyBytes, term=b"\n")
 
 
 def _section(letter: bytes) -> Any:
-    """zlib's compression in base64, with "!" for "J" and "~" for "M"."""
-    return Struct("mark" / Const(b"#" + letter), "packed" / _LINE)
+    """zlib's compression in base64, with "!" for "J" and "~" for "M", in lines: the first one
+    after its mark, the others after "#+"."""
+    more = Struct("mark" / Const(b"#+"), "packed" / _LINE)
+    return Struct("mark" / Const(b"#" + letter), "packed" / _LINE, "more" / GreedyRange(more))
 
 
 SELF_RUNNING = Struct(
@@ -85,7 +88,7 @@ SELF_RUNNING = Struct(
     "code_on_demand" / _section(b"d"),
     "source" / _section(b"s"),
     "source_on_demand" / _section(b"t"),
-    "crc" / Struct("mark" / Const(b"#"), "hex" / Bytes(8), "end" / Const(b"\n")),
+    "crc" / Struct("mark" / Const(b"#="), "hex" / Bytes(8), "end" / Const(b"\n")),
     Terminated,
 )
 

@@ -14,11 +14,13 @@ Lines, each ended by a newline:
     ``#P…``                 the Plan's bytes (pybpf.plan.frozen)
     ``#c…``                 the executor's byte code (pybpf.pyz.merge), for the Python that made it
     ``#d…``                 byte code of what is imported on demand
-    ``#s…`` ``#t…``         the same two as source, for other versions of Python
-    ``#xxxxxxxx``           CRC-32 of everything before this line, in hex
+    ``#s…`` ``#t…``         the same two as source, for other versions of Python; "t" also has what
+                            is needed too seldom to be in "d"
+    ``#=xxxxxxxx``          CRC-32 of everything before this line, in hex
 
-A section is zlib's compression of its bytes in base64, on one line; "J" and "M" are written as
-"!" and "~", because they are one bit away from the ends of lines.
+A section is zlib's compression of its bytes in base64; "J" and "M" are written as "!" and "~",
+because they are one bit away from the ends of lines. Python reads lines of some thousand
+characters fastest, so a section goes on in lines that begin with ``#+``.
 
 The CRC finds every change of up to 32 bits in a row before anything is unpacked; the Plan has its
 own SHA-256 inside. Both find damage and not forgery: who can write the file can make it do
@@ -40,11 +42,12 @@ __all__ = ["HEAD", "VERSION", "build", "is_container", "plan_of"]
 
 VERSION = 1
 HEAD = b"#coding:latin-1\n#pybpf bundle "
-_TAIL = 10  # "#", eight hex digits, newline
+_TAIL = 11  # "#=", eight hex digits, newline
 _SECTIONS = b"Pcdst"
+_WIDTH = 7600  # Python's tokenizer reads into 8 KiB at a time
 
 # One statement, which is not whole before its last line: a file that is cut off in it is no
-# program. The loader does not come back.
+# program. The loader does not come back. o: where the sections begin, from the end of the file.
 _STUB = """\
 try:
  import gc;gc.disable()
@@ -53,9 +56,9 @@ try:
  from marshal import loads as l
  from zlib import decompress as z
  with open(__file__,'rb')as f:d=f.read()
- if b'#%08x\\n'%c(d[:-10])!=d[-10:]:raise EOFError
- s=d.split(b'\\n')[-7:]
- u=lambda i:z(a(s[i][2:].replace(b'!',b'J').replace(b'~',b'M')))
+ if b'#=%08x\\n'%c(d[:-11])!=d[-11:]:raise EOFError
+ o={offsets!r}
+ def u(i):return z(a(d[o[i]:o[i+1]].replace(b'\\n#+',b'').replace(b'!',b'J').replace(b'~',b'M')))
  k=1 if m.MAGIC_NUMBER=={magic!r}else 3
  n=l(u(k))
  g={{}}
@@ -83,18 +86,27 @@ def build(plan: bytes) -> bytes:
         f"{VERSION} {thawed.name!a:.60}, {len(thawed.programs)} programs, {len(thawed.maps)} maps: "
         "python3 -I -S FILE --help; pybpf inspect FILE"
     )
-    out = HEAD + title.encode() + b"\n" + _STUB.format(magic=MAGIC_NUMBER).encode()
-    for letter, data in zip(_SECTIONS, (plan, *merged.code(), *merged.sources()), strict=True):
-        out += _packed(b"%c" % letter, data)
-    return out + b"#%08x\n" % crc32(out)
+    sections = [
+        _packed(b"%c" % letter, data)
+        for letter, data in zip(_SECTIONS, (plan, *merged.code(), *merged.sources()), strict=True)
+    ]
+    offsets = [-_TAIL]
+    for section in reversed(sections):
+        offsets.insert(0, offsets[0] - len(section))
+    # A section's first two bytes are its mark; its last is the newline.
+    stub = _STUB.format(magic=MAGIC_NUMBER, offsets=tuple(offset + 2 for offset in offsets))
+    out = HEAD + title.encode() + b"\n" + stub.encode() + b"".join(sections)
+    return out + b"#=%08x\n" % crc32(out)
 
 
 def _packed(letter: bytes, data: bytes) -> bytes:
-    """A section's line."""
+    """A section's lines."""
     from zlib import compress
 
     text = b2a_base64(compress(data, 9), newline=False)
-    return b"#%c%s\n" % (letter, text.replace(b"J", b"!").replace(b"M", b"~"))
+    text = text.replace(b"J", b"!").replace(b"M", b"~")
+    lines = [text[at : at + _WIDTH] for at in range(0, len(text), _WIDTH)]
+    return b"#" + letter + b"\n#+".join(lines) + b"\n"
 
 
 def is_container(data: bytes) -> bool:
@@ -110,26 +122,23 @@ def plan_of(data: bytes) -> bytes:
     if data[: len(HEAD)] != HEAD:
         raise FormatError("this is no self-running bundle: it does not start as one.")
     version = data[len(HEAD) : len(HEAD) + 8].partition(b" ")[0]
-    whole = b"#%08x\n" % crc32(data[:-_TAIL]) == data[-_TAIL:]
+    whole = b"#=%08x\n" % crc32(data[:-_TAIL]) == data[-_TAIL:]
     if whole and version != b"%d" % VERSION:
         raise FormatError(
             f"the bundle has version {version.decode('latin-1')}, this pybpf reads version "
             f"{VERSION}.",
             hint="Make it again with the pybpf that is to read it.",
         )
-    lines = data.split(b"\n")
-    if not whole or len(lines) < len(_SECTIONS) + 4:
+    if not whole:
         raise FormatError(
             "the bundle is damaged or cut short: its CRC does not match.",
             hint="Make or copy it again.",
         )
-    line = lines[-2 - len(_SECTIONS)]
+    text = data[data.find(b"\n#P") + 3 : data.find(b"\n#c")].replace(b"\n#+", b"")
     from zlib import decompressobj, error
 
     try:
-        if line[:2] != b"#P":
-            raise FormatError("the bundle has no Plan where it should be.")
-        packed = a2b_base64(line[2:].replace(b"!", b"J").replace(b"~", b"M"))
+        packed = a2b_base64(text.replace(b"!", b"J").replace(b"~", b"M"))
         unpacker = decompressobj()
         plan = unpacker.decompress(packed, _LARGEST)
         if not unpacker.eof:

@@ -10,6 +10,7 @@ import sys
 import zlib
 from binascii import a2b_base64, crc32
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,14 @@ def run_it(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def unpacked(section: Any) -> bytes:
+    text = b"".join([section.packed, *(line.packed for line in section.more)])
+    return zlib.decompress(a2b_base64(text.replace(b"!", b"J").replace(b"~", b"M")))
+
+
 def sealed(data: bytes) -> bytes:
     """``data`` with the check sum that it ought to have."""
-    return data[:-10] + b"#%08x\n" % crc32(data[:-10])
+    return data[:-11] + b"#=%08x\n" % crc32(data[:-11])
 
 
 def test_the_plan_comes_out_as_it_went_in(pyz: bytes, tmp_path: Path) -> None:
@@ -70,9 +76,11 @@ def test_same_bytes_whatever_the_process(pyz: bytes, tmp_path: Path) -> None:
 def test_construct_agrees(pyz: bytes) -> None:
     found = declared.SELF_RUNNING.parse(pyz)
     assert int(found.version) == container.VERSION
-    text = found.plan.packed.replace(b"!", b"J").replace(b"~", b"M")
-    assert zlib.decompress(a2b_base64(text)) == DATA
-    assert int(found.crc.hex, 16) == crc32(pyz[:-10])
+    assert unpacked(found.plan) == DATA
+    assert [unpacked(found[name]) for name in ("source", "source_on_demand")] == [
+        *merge.merge().sources()
+    ]
+    assert int(found.crc.hex, 16) == crc32(pyz[:-11])
     source = b"\n".join(found.stub).decode("latin-1")
     assert len(ast.parse(source).body) == 1
     assert not set("JM") & set(found.code.packed.decode())
@@ -126,11 +134,13 @@ def test_later_versions_are_refused(pyz: bytes, tmp_path: Path) -> None:
     newer = bytearray(DATA)
     newer[8] = 7
     packed = container._packed(b"P", bytes(newer))
-    lines = pyz.split(b"\n")
-    at = next(i for i, line in enumerate(lines) if line[:2] == b"#P")
-    lines[at] = packed[:-1]
+    start, end = pyz.index(b"\n#P") + 1, pyz.index(b"\n#c") + 1
+    changed = pyz[:start] + packed + pyz[end:]
+    # The stub says where sections begin, from the end of the file.
+    changed = changed.replace(b"o=(-%d," % (len(pyz) - start - 2),
+                              b"o=(-%d," % (len(changed) - start - 2), 1)  # fmt: skip
     path = tmp_path / "newer.pyz"
-    path.write_bytes(sealed(b"\n".join(lines)))
+    path.write_bytes(sealed(changed))
     done = run_it(path, "--no-attach")
     assert done.returncode == 1
     assert "version 7" in done.stderr
