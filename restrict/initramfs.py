@@ -19,25 +19,28 @@ from __future__ import annotations
 
 import lzma
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from restrict import config, fsaccess, initramfs_elf, initramfs_python
+from restrict import initramfs_elf, initramfs_python
 from restrict.errors import ConfigError, RestrictError
 from restrict.initramfs_cpio import Entry, archive
 from restrict.initramfs_launcher import launcher
-from restrict.initramfs_modules import Module, Modules
+from restrict.initramfs_modules import Module
+from restrict.initramfs_settings import Settings, modules_for, needs_certificate
 
-__all__ = ["PREFIX", "Built", "Runtime", "build", "compress", "kind_of", "runtime", "write"]
+__all__ = [
+    "PREFIX", "Built", "Runtime", "build", "build_successor", "compress", "kind_of", "runtime",
+    "write", "write_tree",
+]  # fmt: skip
 
 PREFIX = "restrict"
 _SUFFIXES = {".cpio": "", ".xz": "xz", ".zst": "zstd", ".img": ""}
-# Keys of the configuration whose values are files: of this machine here, of the image there.
-_FILES = {"plan": "fsaccess.plan", "signature": "signature.p7s", "root_hash": "root_hash"}
-_FILE_MOST = 16 << 20
 
 _START = '''\
 # Started by /{prefix}/init. The interpreter is isolated (-I -S): this archive is all it is given.
@@ -104,17 +107,6 @@ class Built:
 
 def _project() -> Path:
     return Path(__file__).resolve().parent.parent
-
-
-def _file(path: str | Path, what: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_FILE_MOST + 1)
-    except OSError as e:
-        raise ConfigError(f"the {what} cannot be read: {e.strerror}.", file=str(path)) from None
-    if not data or len(data) > _FILE_MOST:
-        raise ConfigError(f"the {what} is empty or has more than 16 MiB.", file=str(path))
-    return data
 
 
 # ── the interpreter ──
@@ -185,7 +177,7 @@ def _check(result: Runtime, prefix: str) -> None:
         for entry in result.entries:
             path = Path(name, entry.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if entry.mode >> 12 == 4:
+            if stat.S_ISDIR(entry.mode):
                 path.mkdir(exist_ok=True)
             else:
                 path.write_bytes(entry.data)
@@ -201,146 +193,6 @@ def _check(result: Runtime, prefix: str) -> None:
             f"the trimmed interpreter does not run by itself: {said[0]}.",
             hint="Give another interpreter with --python.",
         )
-
-
-# ── configuration, certificates, modules ──
-
-
-def _lines(text: str) -> list[tuple[str, str, str]]:
-    """(key, value, line as it is); key "" for blank lines and comments."""
-    found = []
-    for raw in text.splitlines():
-        line = raw.strip()
-        key, equals, value = line.partition("=")
-        if not line or line.startswith("#") or not equals:
-            found.append(("", "", raw))
-        else:
-            found.append((key.strip(), value.strip(), raw))
-    return found
-
-
-def _module_words(line: str) -> str:
-    """``PATH [PARAMETER …]`` of a configuration, or a plain name: the name and the parameters."""
-    first, _, rest = line.partition(" ")
-    name = first.rsplit("/", 1)[-1].partition(".ko")[0].replace("-", "_")
-    return f"{name} {rest.strip()}".strip()
-
-
-def _verity_line(modules: Modules) -> str:
-    """dm_verity with the parameters that make it insist on signatures."""
-    line = "dm_verity require_signatures=1"
-    if modules.exists("dm_verity") and modules.has_parameter("dm_verity", "keyring_unsealed"):
-        line += " keyring_unsealed=1"  # 7.0+: for the certificates, which restrict adds
-    return "dm_verity" if modules.builtin("dm_verity") else line
-
-
-def _modules(
-    where: str | Path | None, given: Sequence[str], configured: Sequence[str], filesystem: str
-) -> list[Module]:
-    wanted = [*map(_module_words, given), *map(_module_words, configured)]
-    if where is None:
-        if wanted:
-            raise ConfigError(
-                "kernel modules are asked for, and no folder of them is given.",
-                hint="Add --modules-from DIR or --modules-from VERSION.",
-                module=wanted[0],
-            )
-        return []
-    modules = Modules(where)
-    names = {line.split()[0] for line in wanted}
-    if not configured:
-        if "dm_verity" not in names:
-            wanted.append(_verity_line(modules))
-        for name in ("erofs", "squashfs") if filesystem == "auto" else (filesystem,):
-            there = modules.exists(name) or modules.builtin(name)
-            if name not in names and (there or filesystem != "auto"):
-                wanted.append(name)
-    return modules.closure(wanted)
-
-
-def _needs_certificate(modules: Sequence[Module]) -> bool:
-    """Whether this kernel's dm-verity has a keyring of its own, which is empty at first."""
-    return any(m.name == "dm_verity" and "keyring_unsealed=1" in m.parameters for m in modules)
-
-
-class _Settings:
-    """The files of /restrict/etc, and the lines of the configuration that name them."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.entries: list[Entry] = []
-        self.lines: list[str] = []
-        self.certificates = 0
-
-    def add(self, key: str, name: str, data: bytes) -> None:
-        place = f"{self.prefix}/etc/{name}"
-        self.entries.append(Entry.file(place, data))
-        self.lines.append(f"{key} = /{place}")
-
-    def certificate(self, path: str | Path) -> None:
-        data = _file(path, "certificate")
-        if data[:1] != b"\x30":  # SEQUENCE, which every DER certificate begins with
-            raise ConfigError(
-                "the certificate is not in DER form.",
-                hint="`openssl x509 -in FILE -outform der -out FILE.der` makes it so.",
-                file=str(path),
-            )
-        self.add("certificate", f"certificate{self.certificates}.der", data)
-        self.certificates += 1
-
-
-def _configuration(
-    path: str | Path, settings: _Settings, overrides: dict[str, str]
-) -> tuple[list[str], str]:
-    """Take a configuration over: its files go along, and are named as in the image.
-
-    Gives its lines for modules and the type of the root filesystem.
-    """
-    base = Path(path).resolve().parent
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(
-            f"the configuration cannot be read: {e.strerror}.", file=str(path)
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError("the configuration is not UTF-8 text.", file=str(path)) from None
-    modules: list[str] = []
-    checked: list[str] = []
-    filesystem = "auto"
-    named: dict[str, str] = {}
-    for key, value, raw in _lines(text):
-        if key == "module":
-            modules.append(value)
-            checked.append("")
-            continue
-        if key == "certificate":
-            settings.certificate(base / value)
-        elif key in _FILES and not (key == "root_hash" and "/" not in value):
-            named[key] = str(base / value)
-        else:
-            if key == "filesystem":
-                filesystem = value
-            settings.lines.append(raw)
-            checked.append(raw)
-            continue
-        checked.append(f"{key} = {base / value}")
-    named.update(overrides)
-    # The form, judged by who reads it in the guest; its own files are not there, so ours stand in.
-    extra = [f"{key} = {value}" for key, value in overrides.items()]
-    kept = [line for line in checked if line.partition("=")[0].strip() not in overrides]
-    config.parse("\n".join([*kept, *extra]), file=str(path))
-    for key, value in sorted(named.items()):
-        if key == "root_hash" and "/" not in value:
-            settings.lines.append(f"{key} = {value}")
-        elif key != "plan":
-            settings.add(key, _FILES[key], _file(value, key.replace("_", " ")))
-    return modules, filesystem if filesystem != "" else "auto"
-
-
-def _plan(path: str | Path) -> bytes:
-    fsaccess.load_plan(str(path))  # a damaged one is told now, and not by a machine that boots
-    return _file(path, "plan")
 
 
 # ── the whole ──
@@ -375,15 +227,12 @@ def build(
     Raises ConfigError and RestrictError, which name the file.
     """
     _plain_prefix(prefix)
-    settings = _Settings(prefix)
-    configured: list[str] = []
-    filesystem = "auto"
+    _plain_program(then)
+    settings = Settings(prefix)
     if configuration is not None:
-        overrides = {"signature": str(Path(signature).resolve())} if signature is not None else {}
-        if plan is not None:
-            overrides["plan"] = str(Path(plan).resolve())
-        configured, filesystem = _configuration(configuration, settings, overrides)
-        plan = plan if plan is not None else _plan_of(configuration)
+        if audit:
+            raise ConfigError("the configuration says the mode: `mode = audit`.")
+        settings.take_over(configuration, signature=signature, plan=plan)
     elif standalone:
         raise ConfigError(
             "a whole initramfs needs a configuration: what to boot.",
@@ -395,50 +244,68 @@ def build(
         )
     else:
         settings.lines += [f"mode = {'audit' if audit else 'exec'}", "init = /sbin/init"]
-    if configuration is not None and audit:
-        raise ConfigError("the configuration says the mode: `mode = audit`.")
-    if not then.startswith("/") or any(c.isspace() for c in then):
-        raise ConfigError(f"{then!r} is not an absolute path.")
-    settings.add("plan", _FILES["plan"], _plan(plan or fsaccess.default_plan()))
+        settings.policy(plan)
     for path in certificates:
         settings.certificate(path)
-    # In a segment nothing is asked for: without --modules-from the initramfs behind it has them.
-    loaded = _modules(modules_from, modules, configured, filesystem)
-    if _needs_certificate(loaded) and not settings.certificates:
+    loaded = modules_for(modules_from, modules, settings)
+    if needs_certificate(loaded) and not settings.certificates:
         raise ConfigError(
             "there is no certificate, and this kernel's dm-verity trusts only those that "
             "restrict puts into its keyring: no signed root could be opened.",
             hint="Add --certificate FILE (DER), or `certificate = FILE` to the configuration.",
         )
-    entries = list(settings.entries)
-    for module in loaded:
-        place = f"{prefix}/modules/{module.name}.ko"
-        entries.append(Entry.file(place, module.data))
-        settings.lines.append(f"module = /{place} {module.parameters}".rstrip())
-    text = "\n".join(settings.lines) + "\n"
-    entries.append(Entry.file(f"{prefix}/etc/init.conf", text.encode()))
-    carried = made or runtime(python, prefix=prefix)
-    entries += carried.entries
-    entries.append(Entry.file(f"{prefix}/start.py", _START.format(prefix=prefix).encode()))
+    text = settings.text(loaded)
+    entries = [*settings.entries, Entry.file(f"{prefix}/etc/init.conf", text)]
+    if standalone:
+        # The kernel opens it before PID 1 runs: without it PID 1 has no standard streams.
+        entries.append(Entry.character_device("dev/console", 5, 1))
+        entries.append(Entry.symlink("init", f"{prefix}/init"))
     starts = {"init": ["init"] if standalone else ["first", then]}
     if not standalone and configuration is not None:
         starts["open"] = ["open"]
+    return _finish(entries, loaded, starts, made or runtime(python, prefix=prefix), prefix, mtime)
+
+
+def build_successor(
+    then: str = "/sbin/init",
+    *,
+    plan: str | Path | None = None,
+    python: str | Path | None = None,
+    prefix: str = "usr/lib/restrict",
+    made: Runtime | None = None,
+) -> Built:
+    """What goes onto the verified root: ``init=/PREFIX/init`` takes the policy over there, closes
+    the trust in the initramfs and executes ``then``.
+
+    plan: must be that of the initramfs. Raises ConfigError and RestrictError.
+    """
+    _plain_prefix(prefix)
+    _plain_program(then)
+    settings = Settings(prefix)
+    settings.policy(plan)
+    carried = made or runtime(python, prefix=prefix)
+    return _finish(settings.entries, [], {"init": ["resume", then]}, carried, prefix, 0)
+
+
+def _finish(
+    entries: list[Entry],
+    modules: list[Module],
+    starts: dict[str, list[str]],
+    carried: Runtime,
+    prefix: str,
+    mtime: int,
+) -> Built:
+    entries = [*entries, *carried.entries]
+    entries.append(Entry.file(f"{prefix}/start.py", _START.format(prefix=prefix).encode()))
     for name, verb in starts.items():
         words = [*carried.start, f"/{prefix}/start.py", *verb]
         entries.append(Entry.file(f"{prefix}/{name}", launcher(carried.machine, words), 0o755))
-    if standalone:
-        entries.append(Entry.symlink("init", f"{prefix}/init"))
-        # The kernel opens it before PID 1 runs: without it PID 1 has no standard streams.
-        entries.append(Entry.character_device("dev/console", 5, 1))
-    return Built(archive(entries, mtime=mtime), entries, loaded, carried)
+    return Built(archive(entries, mtime=mtime), entries, modules, carried)
 
 
-def _plan_of(configuration: str | Path) -> str | None:
-    base = Path(configuration).resolve().parent
-    for key, value, _raw in _lines(Path(configuration).read_text(encoding="utf-8")):
-        if key == "plan":
-            return str(base / value)
-    return None
+def _plain_program(path: str) -> None:
+    if not path.startswith("/") or any(c.isspace() for c in path):
+        raise ConfigError(f"{path!r} is not an absolute path.")
 
 
 # ── the file ──
@@ -491,15 +358,13 @@ def write(path: str | Path, built: Built) -> int:
     data = compress(built.data, kind_of(path))
     scratch = ""
     try:
-        # mkstemp's 0600 would stay: an initramfs has no secrets, so the umask decides.
         fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(fd)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.fchmod(fd, 0o666 & ~mask)
+            # mkstemp's 0600 would stay: an initramfs has no secrets, so the umask decides.
+            os.fchmod(fd, 0o666 & ~_umask())
         os.replace(scratch, target)
     except BaseException as e:
         if scratch and os.path.exists(scratch):
@@ -510,3 +375,52 @@ def write(path: str | Path, built: Built) -> int:
             ) from None
         raise
     return len(data)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_tree(folder: str | Path, built: Built, prefix: str) -> int:
+    """Write what is below ``prefix`` into a folder that will be packed by somebody else: the tree
+    of another generator, or of a root filesystem. Gives the bytes of all files.
+
+    The folder /PREFIX is complete or not there; one that is there already is replaced only if an
+    image of ours is in it. Raises RestrictError.
+    """
+    if any(not entry.name.startswith(prefix + "/") for entry in built.entries):
+        raise ConfigError("a whole initramfs is no part of another tree.", folder=str(folder))
+    target = Path(folder, prefix)
+    scratch = ""
+    try:
+        if target.is_symlink() or (target.exists() and not (target / "start.py").is_file()):
+            raise RestrictError(
+                "it is there already, and not made by `restrict initramfs`.", folder=str(target)
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        for entry in built.entries:
+            path = Path(scratch, entry.name.removeprefix(prefix + "/"))
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if stat.S_ISDIR(entry.mode):
+                path.mkdir(exist_ok=True)
+                continue
+            path.write_bytes(entry.data)
+            path.chmod(entry.mode & 0o777)
+        for path in [Path(scratch), *Path(scratch).rglob("*")]:
+            if path.is_dir():
+                path.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(scratch, target)
+    except BaseException as e:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(e, OSError):
+            raise RestrictError(
+                f"the tree cannot be written: {e.strerror}.", file=e.filename or str(target)
+            ) from None
+        raise
+    return sum(len(entry.data) for entry in built.entries)

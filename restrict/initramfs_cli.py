@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""``restrict initramfs build``: the command line."""
+"""``restrict initramfs build|tree|successor|install``: the command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 
-def _print(arguments: argparse.Namespace, file: str, size: int, built: Built) -> None:
-    largest = sorted(built.entries, key=lambda entry: -len(entry.data))[:5]
+def _print(arguments: argparse.Namespace, where: str, size: int, built: Built) -> None:
     if arguments.json:
         import json
 
         print(
             json.dumps(
                 {
-                    "file": file,
+                    "file": where,
                     "bytes": size,
                     "uncompressed": len(built.data),
                     "interpreter": built.runtime.version,
@@ -32,23 +31,16 @@ def _print(arguments: argparse.Namespace, file: str, size: int, built: Built) ->
         )
         return
     print(
-        f"{file}: {size} bytes ({len(built.data)} uncompressed), Python {built.runtime.version}, "
-        f"{len(built.modules)} kernel modules; largest: "
-        + ", ".join(f"{entry.name} {len(entry.data)}" for entry in largest)
+        f"{where}: {size} bytes ({len(built.data)} uncompressed), Python {built.runtime.version}, "
+        f"{len(built.modules)} kernel modules"
     )
-    if not arguments.standalone:
-        print(
-            "Put it before an initramfs (several initrd lines, or cat) and add "
-            f"rdinit=/{arguments.prefix}/init to the kernel command line."
-        )
 
 
-def _build(arguments: argparse.Namespace) -> int:
+def _made(arguments: argparse.Namespace, *, standalone: bool) -> Built:
     from restrict import initramfs
 
-    initramfs.kind_of(arguments.output)
-    built = initramfs.build(
-        standalone=arguments.standalone,
+    return initramfs.build(
+        standalone=standalone,
         configuration=arguments.config,
         modules_from=arguments.modules_from,
         modules=arguments.module or (),
@@ -60,9 +52,92 @@ def _build(arguments: argparse.Namespace) -> int:
         python=arguments.python,
         prefix=arguments.prefix,
     )
-    size = initramfs.write(arguments.output, built)
-    _print(arguments, arguments.output, size, built)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from restrict import initramfs
+
+    initramfs.kind_of(arguments.output)  # before any work is done
+    built = _made(arguments, standalone=arguments.standalone)
+    _print(arguments, arguments.output, initramfs.write(arguments.output, built), built)
+    if not arguments.standalone and not arguments.json:
+        print(
+            "Put it before an initramfs (several initrd lines, or cat) and add "
+            f"rdinit=/{arguments.prefix}/init to the kernel command line."
+        )
     return 0
+
+
+def _tree(arguments: argparse.Namespace) -> int:
+    from restrict import initramfs
+
+    built = _made(arguments, standalone=False)
+    size = initramfs.write_tree(arguments.folder, built, arguments.prefix)
+    _print(arguments, f"{arguments.folder}/{arguments.prefix}", size, built)
+    return 0
+
+
+def _successor(arguments: argparse.Namespace) -> int:
+    from restrict import initramfs
+
+    built = initramfs.build_successor(
+        arguments.then, plan=arguments.plan, python=arguments.python, prefix=arguments.prefix
+    )
+    size = initramfs.write_tree(arguments.folder, built, arguments.prefix)
+    _print(arguments, f"{arguments.folder}/{arguments.prefix}", size, built)
+    return 0
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from restrict.initramfs_install import install
+
+    written = install(arguments.generator, arguments.root)
+    if arguments.json:
+        import json
+
+        print(json.dumps({"files": written}), flush=True)
+    else:
+        print("\n".join(written))
+        print(
+            "Now describe the signed root in /etc/restrict/init.conf, make the initramfs anew, and "
+            "add to the kernel command line: rdinit=/restrict/init root=/dev/mapper/root"
+        )
+    return 0
+
+
+def _common(parser: argparse.ArgumentParser, prefix: str) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--plan", metavar="FILE", help="the frozen policy (`restrict bundle`)")
+    parser.add_argument(
+        "--python", metavar="FILE", help="the interpreter to take along (the one running this)"
+    )
+    parser.add_argument(
+        "--prefix", default=prefix, metavar="FOLDER", help=f"where everything lies ({prefix})"
+    )
+
+
+def _inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE",
+        help="as of `restrict init`; the files that it names (plan, certificate, signature, "
+        "root_hash) are this machine's, and are taken along",
+    )  # fmt: skip
+    parser.add_argument(
+        "--modules-from", metavar="DIR|VERSION",
+        help="take kernel modules from there: dm-verity and the root's filesystem, unless the "
+        "configuration lists others, with all that they need",
+    )  # fmt: skip
+    parser.add_argument(
+        "--module", action="append", metavar="'NAME [PARAMETER=VALUE …]'",
+        help="one more kernel module, loaded before those (the disk's driver)",
+    )  # fmt: skip
+    parser.add_argument("--certificate", action="append", metavar="FILE", help="in DER form")
+    parser.add_argument("--signature", metavar="FILE", help="instead of the configuration's")
+    parser.add_argument("--audit", action="store_true", help="report, but deny nothing")
+    parser.add_argument(
+        "--then", default="/init", metavar="PROGRAM",
+        help="what a segment executes after the policy is armed (/init)",
+    )  # fmt: skip
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,7 +148,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     text = "build the archive; the same inputs give the same bytes"
     build = verbs.add_parser("build", help=text, description=text)
-    build.add_argument("--json", action="store_true", help="machine-readable output")
     build.add_argument(
         "-o", "--output", required=True, metavar="FILE",
         help="compressed as its name says: .cpio or .img not, .xz, .zst",
@@ -82,33 +156,31 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--standalone", action="store_true",
         help="a whole initramfs that boots the signed root of --config",
     )  # fmt: skip
-    build.add_argument(
-        "--config", metavar="FILE",
-        help="as of `restrict init`; the files that it names (plan, certificate, signature, "
-        "root_hash) are this machine's, and are taken along",
-    )  # fmt: skip
-    build.add_argument(
-        "--modules-from", metavar="DIR|VERSION",
-        help="take kernel modules from there: dm-verity and the root's filesystem, unless the "
-        "configuration lists others, with all that they need",
-    )  # fmt: skip
-    build.add_argument(
-        "--module", action="append", metavar="'NAME [PARAMETER=VALUE …]'",
-        help="one more kernel module, loaded before those (the disk's driver)",
-    )  # fmt: skip
-    build.add_argument("--certificate", action="append", metavar="FILE", help="in DER form")
-    build.add_argument("--signature", metavar="FILE", help="instead of the configuration's")
-    build.add_argument("--plan", metavar="FILE", help="the frozen policy (`restrict bundle`)")
-    build.add_argument("--audit", action="store_true", help="report, but deny nothing")
-    build.add_argument(
-        "--then", default="/init", metavar="PROGRAM",
-        help="what a segment executes after the policy is armed (/init)",
-    )  # fmt: skip
-    build.add_argument(
-        "--python", metavar="FILE", help="the interpreter to take along (the one running this)"
-    )
-    build.add_argument(
-        "--prefix", default="restrict", metavar="FOLDER",
-        help="where everything lies in the initramfs (restrict)",
-    )  # fmt: skip
+    _inputs(build)
+    _common(build, "restrict")
     build.set_defaults(run=_build)
+
+    text = "write a segment's files into the tree of another generator (its hook calls this)"
+    tree = verbs.add_parser("tree", help=text, description=text)
+    tree.add_argument("folder", metavar="DIR")
+    _inputs(tree)
+    _common(tree, "restrict")
+    tree.set_defaults(run=_tree)
+
+    text = "write a program for init= into the tree of a root filesystem: it takes the policy over"
+    successor = verbs.add_parser("successor", help=text, description=text)
+    successor.add_argument("folder", metavar="DIR")
+    successor.add_argument(
+        "--then", default="/sbin/init", metavar="PROGRAM", help="what it executes (/sbin/init)"
+    )
+    _common(successor, "usr/lib/restrict")
+    successor.set_defaults(run=_successor)
+
+    from restrict.initramfs_install import GENERATORS
+
+    text = "install the hook of another generator, which calls `restrict initramfs tree`"
+    install = verbs.add_parser("install", help=text, description=text)
+    install.add_argument("generator", choices=sorted(GENERATORS))
+    install.add_argument("--root", default="/", metavar="DIR", help="below this folder (/)")
+    install.add_argument("--json", action="store_true", help="machine-readable output")
+    install.set_defaults(run=_install)

@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from restrict.initramfs_install import GENERATORS
+
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -21,7 +23,7 @@ def test_every_package_is_listed() -> None:
         for top in ("pybpf", "restrict")
         for found in (TOP / top).rglob("__init__.py")
     }
-    assert {*folders, "restrict.objects"} == set(_setuptools()["packages"])
+    assert {*folders, "restrict.integrations", "restrict.objects"} == set(_setuptools()["packages"])
 
 
 def test_the_objects_go_along() -> None:
@@ -31,3 +33,13 @@ def test_the_objects_go_along() -> None:
     taken = {path.name for pattern in patterns for path in folder.glob(pattern)}
     assert {"fsaccess.bpf.o", "fsaccess.plan"} <= taken
     assert taken == {path.name for path in folder.iterdir()}
+
+
+def test_the_integrations_go_along() -> None:
+    settings = _setuptools()
+    folder = TOP / settings["package-dir"]["restrict.integrations"]
+    patterns = settings["package-data"]["restrict.integrations"]
+    taken = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    assert taken == {path for path in folder.rglob("*") if path.is_file()}
+    for _sign, files in GENERATORS.values():
+        assert {folder / source for source, _target in files} <= taken

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.vm import probes
-from tests.vm.initramfs_images import standalone
+from tests.vm.initramfs_images import segment_and_generator, standalone
 from tests.vm.outcome import ALLOWED, refused
 from tests.vm.programs import program
 from tests.vm.restrict_boot import console
@@ -48,3 +48,52 @@ def each_step_was_said(guest: Guest) -> None:
     assert not any("FAILED" in line or "still trusted" in line for line in lines)
     keyring = any("1 certificates in .dm-verity, which is restricted now" in x for x in lines)
     assert keyring == (guest.lane == "7.3")
+
+
+segment = Scenario(
+    "segment", initramfs=segment_and_generator, append="rdinit=/restrict/init -- one two"
+)
+
+
+@segment.setup
+def take_over_again(guest: Guest) -> None:
+    from restrict import fsaccess, handover
+
+    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(fsaccess.default_plan()))
+
+
+def _said(name: str) -> str:
+    with open(f"/run/test/{name}") as file:
+        return file.read().strip()
+
+
+@segment.case()
+def the_generator_ran_under_the_policy(guest: Guest) -> None:
+    """Its own programs ran, a copy on a tmpfs did not; it got the kernel's arguments."""
+    guest.note(_said("said"))
+    assert _said("initramfs") == "allowed"
+    assert _said("tmpfs") == "126"
+    assert "Operation not permitted" in _said("said")
+    assert _said("arguments").startswith("/init one two")  # OVMF adds a word of its own
+
+
+@segment.case()
+def the_window_was_closed_on_the_verified_root(guest: Guest) -> None:
+    from restrict import status
+
+    for line in console():
+        guest.note(line)
+    assert any("took over" in x and "was still trusted" in x for x in console())
+    found = status.read()
+    assert found is not None
+    assert (found.in_force, found.mode, found.owner) == (True, "exec", 1)
+    assert not found.initramfs_dev
+    (device,) = [d for d in found.devices if "/" in d.mounts]
+    assert (device.signed, device.root_hash) == (True, guest.images["root"]["root_hash"])
+
+
+@segment.case()
+def the_policy_is_enforced_on_the_root(guest: Guest) -> None:
+    path = probes.write_file("/run/program", program())
+    guest.expect(probes.execute(path), refused())
+    guest.expect(probes.run("/usr/bin/busybox", "true"), ALLOWED)
