@@ -36,13 +36,38 @@ _COMMANDS = {
     "btf": ("live", "list and show BTF in the kernel; dump any BTF, also as C"),
     "features": ("features", "try what the running kernel can do"),
 }
+_EPILOG = """\
+for a start:
+  pybpf inspect x.bpf.o                  maps, programs, what kernel they need; no privileges
+  pybpf relocate x.bpf.o --btf FILE      every relocation, for any kernel; no privileges
+  pybpf verify x.bpf.o                   would this kernel take it, and if not, why
+  pybpf run x.bpf.o                      load and attach, until Ctrl-C
+  pybpf map dump NAME                    what is in a map, by its types
+All of them tell more with --help, and most take --json. Exit status: 0 done, 1 refused or
+mismatched, 2 wrong usage.
+"""
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pybpf-restrict")
+    except PackageNotFoundError:
+        return "from a source tree, not installed"
 
 
 def _parser(
     arguments: Sequence[str],
 ) -> tuple[argparse.ArgumentParser, dict[str, Callable[[Any], int]]]:
     """The parser, with the options of the one command that is called: only its module loads."""
-    parser = argparse.ArgumentParser(prog="pybpf", description="A BPF loader in pure Python.")
+    parser = argparse.ArgumentParser(
+        prog="pybpf",
+        description="A BPF loader in pure Python: load, relocate, inspect and explain BPF objects.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runners: dict[str, Callable[[Any], int]] = {}
     for name, (where, text) in _COMMANDS.items():
@@ -58,6 +83,9 @@ def _parser(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"pybpf {_version()}")
+        return 0
     parser, runners = _parser(arguments)
     try:
         args = parser.parse_args(arguments)

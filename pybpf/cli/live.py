@@ -4,18 +4,41 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pybpf.asm.disasm import disasm
+from pybpf.asm.consts import (
+    CALL,
+    LDIMM64,
+    PSEUDO_KFUNC_CALL,
+    PSEUDO_MAP_FD,
+    PSEUDO_MAP_VALUE,
+)
+from pybpf.asm.disasm import Namer, disasm
+from pybpf.asm.insn import Instruction
 from pybpf.btf.cdecl import dump as c_header
+from pybpf.btf.consts import (
+    KIND_ARRAY,
+    KIND_DATASEC,
+    KIND_ENUM,
+    KIND_ENUM64,
+    KIND_FLOAT,
+    KIND_FUNC,
+    KIND_INT,
+    KIND_STRUCT,
+    KIND_UNION,
+    KIND_VAR,
+)
 from pybpf.btf.layout import layout
 from pybpf.btf.model import Btf
 from pybpf.cli.common import emit, plain
 from pybpf.errors import FormatError, KernelError, UsageError
 from pybpf.kernel.btf import BtfObject
+from pybpf.kernel.kallsyms import addresses
+from pybpf.kernel.layout import decode
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
 from pybpf.kernel.object import KernelObject, iterate_ids
@@ -32,6 +55,10 @@ _KINDS: dict[str, tuple[type[KernelObject], int, dict[int, str]]] = {
     "btf": (BtfObject, abi.BPF_BTF_GET_NEXT_ID, {}),
 }
 SYSFS = "/sys/kernel/btf"
+LINKAGES = ("static", "global", "extern")
+_SIZED = (KIND_INT, KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_DATASEC, KIND_FLOAT, KIND_ENUM64)
+_WHICH = "ID|NAME|PATH"
+_WHICH_HELP = "its id, its name, or where it is pinned (a path with a slash)"
 
 
 def _declare(parser: argparse.ArgumentParser, kind: str, dump: str | None) -> Any:
@@ -39,11 +66,11 @@ def _declare(parser: argparse.ArgumentParser, kind: str, dump: str | None) -> An
     found = actions.add_parser("list", help="all of them, a line each")
     found.add_argument("--json", action="store_true", help="a line of JSON each")
     found = actions.add_parser("show", help="one of them")
-    found.add_argument("which", metavar="ID|PATH", help="its id, or where it is pinned")
+    found.add_argument("which", metavar=_WHICH, help=_WHICH_HELP)
     found.add_argument("--json", action="store_true", help="a line of JSON")
     if dump is not None:
         found = actions.add_parser("dump", help=dump)
-        found.add_argument("which", metavar="ID|PATH", help="its id, or where it is pinned")
+        found.add_argument("which", metavar=_WHICH, help=_WHICH_HELP)
         found.add_argument("--json", action="store_true", help="JSON lines")
     parser.set_defaults(kind=kind)
     return actions
@@ -72,6 +99,7 @@ def add_btf(parser: argparse.ArgumentParser) -> None:
         "which", metavar="vmlinux|MODULE|ID|FILE", help="raw BTF file, object file, or kernel BTF"
     )
     found.add_argument("--format", choices=("raw", "c"), default="raw", help="raw (default) or C")
+    found.add_argument("--json", action="store_true", help="a line of JSON each")
     found.add_argument("--base", metavar="FILE", help="base of split BTF")
     found.add_argument("--type", metavar="NAME", help="only types of this name, and what they need")
 
@@ -88,23 +116,44 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     cls, command, _ = _KINDS[args.kind]
-    for ident in iterate_ids(command):
-        try:
-            found = cls.from_id(ident)
-        except KernelError as exc:
-            if exc.errno == 2:  # ENOENT: gone meanwhile
-                continue
-            raise
+    for found in _all(cls, command):
         with found:
             _tell(args, found)
     return 0
 
 
+def _all(cls: type[KernelObject], command: int) -> Iterator[KernelObject]:
+    """Every object of a kind; whoever takes one closes it."""
+    for ident in iterate_ids(command):
+        try:
+            yield cls.from_id(ident)
+        except KernelError as exc:
+            if exc.errno != 2:  # ENOENT: gone meanwhile
+                raise
+
+
 def _open(args: argparse.Namespace) -> Any:
-    cls = _KINDS[args.kind][0]
+    """The object meant; UsageError where a name is that of none or of several."""
+    cls, command, _ = _KINDS[args.kind]
     if args.which.isdigit():
         return cls.from_id(int(args.which))
-    return cls.from_pin(args.which)
+    if "/" in args.which:
+        return cls.from_pin(args.which)
+    ids = []
+    for found in _all(cls, command):
+        with found:
+            info = found.info()
+            if info.get("name") == args.which:
+                ids.append(info["id"])
+    if not ids:
+        raise UsageError(f"no {args.kind} of the name {args.which!r} is in the kernel.")
+    if len(ids) > 1:
+        raise UsageError(
+            f"{len(ids)} of the name {args.which!r} are in the kernel: "
+            f"{', '.join(map(str, ids[:10]))}{' …' if len(ids) > 10 else ''}.",
+            hint="Give one of the ids.",
+        )
+    return cls.from_id(ids[0])
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -131,7 +180,7 @@ def _tell(args: argparse.Namespace, found: KernelObject) -> None:
 def _dump(args: argparse.Namespace) -> int:
     with _open(args) as found:
         if isinstance(found, Program):
-            lines = disasm(found.xlated(), sys.byteorder)
+            lines = disasm(found.xlated(), sys.byteorder, name=_namer())
             if not lines:
                 raise UsageError(
                     "the kernel does not show its instructions.",
@@ -144,8 +193,10 @@ def _dump(args: argparse.Namespace) -> int:
                     print(line)
             return 0
         assert isinstance(found, Map)
-        _type_map(found)
+        variables = _type_map(found)
         for key, value in found.items():
+            if variables is not None:
+                value = _variables(value, variables)
             if args.json:
                 emit({"key": plain(key), "value": plain(value)})
             else:
@@ -157,13 +208,60 @@ def _text(value: Any) -> str:
     return str(plain(value))
 
 
-def _type_map(found: Map) -> None:
-    """Give the map the layouts that its BTF describes."""
+def _namer() -> Namer:
+    """Names for what instructions refer to as the kernel shows them: maps by their id, helpers
+    and kernel functions by the distance of their address from __bpf_call_base."""
+
+    @functools.cache
+    def symbols() -> tuple[int, dict[int, str]]:
+        base = 0
+        found: dict[int, str] = {}
+        for address, name in addresses():
+            found.setdefault(address, name)
+            if name == "__bpf_call_base":
+                base = address
+        return base, found
+
+    def called(distance: int) -> str | None:
+        base, found = symbols()
+        return found.get(base + distance) if base else None
+
+    def name(ins: Instruction) -> str | None:
+        if ins.opcode == LDIMM64 and ins.src in (PSEUDO_MAP_FD, PSEUDO_MAP_VALUE):
+            return f"id:{ins.imm & 0xFFFFFFFF}"
+        if ins.opcode == CALL and ins.src in (0, PSEUDO_KFUNC_CALL):
+            return called(ins.imm)
+        return None
+
+    return name
+
+
+def _variables(value: Any, variables: list[tuple[str, int, Any]]) -> Any:
+    """A data section's value, or one for each CPU, by its variables."""
+    if isinstance(value, (list, tuple)):
+        return [_variables(one, variables) for one in value]
+    return {name: decode(form, value, at, sys.byteorder) for name, at, form in variables}
+
+
+def _type_map(found: Map) -> list[tuple[str, int, Any]] | None:
+    """Give the map the layouts that its BTF describes; (name, byte offset, layout) of the
+    variables where it is a data section."""
     info = found.info()
     if not info.get("btf_id"):
-        return
+        return None
     with BtfObject.from_id(info["btf_id"]) as kept:
         btf = Btf.parse(kept.data(), name=f"BTF {info['btf_id']}")
+    section = btf.type(info["btf_value_type_id"]) if info.get("btf_value_type_id") else None
+    if section is not None and section.kind == KIND_DATASEC:
+        out = []
+        for entry in section.variables:
+            try:
+                if entry.offset + entry.size <= found.value_size:
+                    form = layout(btf, entry.type)
+                    out.append((btf.type(entry.type).name, entry.offset, form))
+            except FormatError:
+                continue
+        return out
     for field, size, name in (
         ("btf_key_type_id", found.key_size, "key_layout"),
         ("btf_value_type_id", found.value_size, "value_layout"),
@@ -173,6 +271,7 @@ def _type_map(found: Map) -> None:
                 setattr(found, name, layout(btf, info[field]))
         except FormatError:
             continue
+    return None
 
 
 def _dump_btf(args: argparse.Namespace) -> int:
@@ -183,12 +282,40 @@ def _dump_btf(args: argparse.Namespace) -> int:
         if not wanted:
             raise UsageError(f"there is no type {args.type!r} in {args.which}.")
     if args.format == "c":
+        if args.json:
+            raise UsageError("C is text: --format c and --json do not go together.")
         sys.stdout.write(c_header(btf, wanted))
         return 0
     for type_id in wanted if wanted is not None else range(btf.start_id, btf.count):
+        if args.json:
+            emit(_type_as_json(btf, type_id))
+            continue
         for line in _raw(btf, type_id):
             print(line)
     return 0
+
+
+def _type_as_json(btf: Btf, type_id: int) -> dict[str, Any]:
+    """A type by its parts; those that its kind does not have are left out."""
+    found = btf.type(type_id)
+    out: dict[str, Any] = {"id": type_id, "kind": found.kind_name, "name": found.name}
+    if found.kind in _SIZED:
+        out["size"] = found.size_or_type
+    elif found.kind == KIND_ARRAY:
+        out |= found.array._asdict()
+    else:
+        out["type"] = found.size_or_type
+    if found.kind in (KIND_FUNC, KIND_VAR):
+        out["linkage"] = LINKAGES[min(found.linkage, 2)]
+    for name, parts in (
+        ("members", [{"name": m.name, **m._asdict()} for m in found.members]),
+        ("values", [{"name": v.name, "value": v.value} for v in found.enumerators]),
+        ("params", [{"name": p.name, **p._asdict()} for p in found.params]),
+        ("variables", [v._asdict() for v in found.variables]),
+    ):
+        if parts:
+            out[name] = parts
+    return out
 
 
 def _find_btf(args: argparse.Namespace) -> Btf:
@@ -219,15 +346,15 @@ def _raw(btf: Btf, type_id: int) -> Iterator[str]:
     """A type in the manner of ``bpftool btf dump``."""
     found = btf.type(type_id)
     line = f"[{type_id}] {found.kind_name.upper()} '{found.name or '(anon)'}'"
-    if found.kind in (1, 4, 5, 6, 15, 16, 19):
+    if found.kind in _SIZED:
         line += f" size={found.size_or_type}"
-    elif found.kind == 3:
+    elif found.kind == KIND_ARRAY:
         line += f" type_id={found.array.type} nr_elems={found.array.nelems}"
     else:
         line += f" type_id={found.size_or_type}"
-    if found.kind in (12, 14):
-        line += f" linkage={('static', 'global', 'extern')[min(found.linkage, 2)]}"
-    if found.vlen and found.kind != 12:
+    if found.kind in (KIND_FUNC, KIND_VAR):
+        line += f" linkage={LINKAGES[min(found.linkage, 2)]}"
+    if found.vlen and found.kind != KIND_FUNC:
         line += f" vlen={found.vlen}"
     yield line
     for member in found.members:

@@ -9,7 +9,11 @@ from __future__ import annotations
 from pybpf.errors import PlanError, SymbolNotFoundError
 from pybpf.sys.syscalls import fail
 
-__all__ = ["address", "find"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["address", "addresses", "find"]
 
 PATH = "/proc/kallsyms"
 
@@ -26,6 +30,19 @@ def find(data: bytes, name: str) -> list[int]:
             found.append(int(data[start : data.index(b" ", start)], 16))
         at = data.find(needle, end)
     return found
+
+
+def addresses() -> Iterator[tuple[int, str]]:
+    """(address, name) of every symbol; nothing where the file cannot be read or hides them."""
+    try:
+        with open(PATH, "rb") as file:
+            for line in file:
+                number, _, rest = line.split(b" ", 2)
+                value = int(number, 16)
+                if value:
+                    yield value, rest.split()[0].decode("ascii", "replace")
+    except OSError:
+        return
 
 
 def address(name: str) -> int:

@@ -22,6 +22,9 @@ pytestmark = [
 ]
 
 
+LIVE = FEATURES.parent / "live.bpf.o"
+
+
 @pytest.fixture
 def live() -> Iterator[pybpf.Object]:
     spec = pybpf.read(FEATURES).with_map("pinned", pin=0)
@@ -58,6 +61,47 @@ def test_maps(live: pybpf.Object, capsys: Output) -> None:
     assert ident in [m["id"] for m in lines(capsys, "map", "list")]
     assert main(["map", "dump", str(ident)]) == 0
     assert capsys.readouterr().out == "5: 500\n"
+
+
+def test_names(live: pybpf.Object, capsys: Output) -> None:
+    """An object by its name, if it is the only one of that name."""
+    program = live.programs["first"]
+    others = [p["id"] for p in lines(capsys, "prog", "list") if p.get("name") == "first"]
+    if others == [program.id]:
+        assert lines(capsys, "prog", "show", "first")[0]["id"] == program.id
+    maps_only = list(pybpf.read(LIVE).programs)
+    with pybpf.load(LIVE, disable=maps_only) as more:
+        name = next(iter(more.maps.values())).info()["name"]
+        with pybpf.load(LIVE, disable=maps_only):
+            assert main(["map", "show", name]) == 2
+            assert "Give one of the ids" in capsys.readouterr().err
+    assert main(["map", "show", "no_such_map"]) == 2
+    assert "no map of the name 'no_such_map'" in capsys.readouterr().err
+
+
+def test_a_data_section_is_shown_by_its_variables(live: pybpf.Object, capsys: Output) -> None:
+    ident = live.maps[".data"].id
+    (found,) = lines(capsys, "map", "dump", str(ident))
+    assert found["value"]["start"] == live.vars["start"] == -5
+
+
+def test_calls_and_maps_of_a_program_have_names(live: pybpf.Object, capsys: Output) -> None:
+    """What the kernel rewrote is named again, as bpftool does."""
+    program = live.programs["first"]
+    dumped = [row["insn"] for row in lines(capsys, "prog", "dump", str(program.id))]
+    assert any(f"map[id:{ident}]" in line for line in dumped for ident in program.map_ids())
+    with open("/proc/kallsyms") as file:
+        hidden = "__bpf_call_base" not in file.read()
+    assert hidden or not any("unknown#" in line for line in dumped)
+
+
+def test_types_as_json(capsys: Output) -> None:
+    rows = lines(capsys, "btf", "dump", str(FEATURES))
+    by_name = {row["name"]: row for row in rows if row["kind"].lower() == "struct"}
+    assert [m["name"] for m in by_name["pair"]["members"]] == ["left", "right"]
+    assert [row["id"] for row in rows] == list(range(1, len(rows) + 1))
+    assert main(["btf", "dump", str(FEATURES), "--json", "--format", "c"]) == 2
+    assert "do not go together" in capsys.readouterr().err
 
 
 def test_links(live: pybpf.Object, capsys: Output) -> None:

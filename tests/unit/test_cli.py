@@ -150,3 +150,11 @@ def test_closed_pipe_is_no_traceback() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("pybpf ")
+    assert main(["--help"]) == 0
+    assert "pybpf inspect x.bpf.o" in capsys.readouterr().out
+    assert main(["no-such-command"]) == 2
