@@ -12,7 +12,7 @@ fd of the module's BTF in the upper half of its result; the fds belong to the ca
 
 from __future__ import annotations
 
-import os
+import posix
 import struct
 import sys
 
@@ -54,7 +54,9 @@ def resolve(queries: Sequence[Query]) -> list[Answer]:
     try:
         raw = _ask(queries)
     except KernelError as error:
-        if not os.path.exists(f"{BTF_DIR}/vmlinux"):
+        try:
+            posix.stat(f"{BTF_DIR}/vmlinux")
+        except OSError:
             error.hint = (
                 f"{BTF_DIR}/vmlinux is not there either: the kernel has no BTF "
                 "(CONFIG_DEBUG_INFO_BTF) or sysfs is not mounted."
@@ -86,7 +88,7 @@ def resolve(queries: Sequence[Query]) -> list[Answer]:
 def _close(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer is not None and answer[0]:
-            os.close(answer[0])
+            posix.close(answer[0])
 
 
 def _ask(queries: Sequence[Query]) -> list[int]:
@@ -151,7 +153,7 @@ def _ask_some(queries: Sequence[Query]) -> list[int]:
         bpf.prog_run(prog_fd, ctx_in=results)
     finally:
         for fd in reversed(opened):
-            os.close(fd)
+            posix.close(fd)
     return list(struct.unpack(f"={len(queries)}q", results))
 
 
@@ -182,11 +184,11 @@ def module_btf_fd(module: str) -> int | None:
         try:
             found = _btf_name(fd) == module
         except BaseException:
-            os.close(fd)
+            posix.close(fd)
             raise
         if found:
             return fd
-        os.close(fd)
+        posix.close(fd)
     return None
 
 
@@ -217,7 +219,7 @@ def scan(queries: Sequence[Query]) -> list[Answer]:
     if not missing:
         return answers
     try:
-        for module in sorted(os.listdir(BTF_DIR)):
+        for module in sorted(posix.listdir(BTF_DIR)):
             asked = [i for i in missing if answers[i] is None and queries[i][2] in (None, module)]
             if module == "vmlinux" or not asked:
                 continue

@@ -75,7 +75,7 @@ is tests/kernel/test_links.py, N tests/kernel/test_network.py.
 
 from __future__ import annotations
 
-import os
+import posix
 import struct
 
 from pybpf.errors import KernelError, PlanError
@@ -182,14 +182,14 @@ def create(executor: Executor, op: LinkCreate, program: int) -> None:
     how(executor, op, program)
 
 
-def _open(path: object, flags: int = os.O_RDONLY) -> int:
+def _open(path: object, flags: int = posix.O_RDONLY) -> int:
     """An fd of the caller's own for a path or an fd."""
     if isinstance(path, int):
-        return os.dup(path)
+        return posix.dup(path)
     if not isinstance(path, str):
         raise PlanError(f"a path or an fd is needed as the target, not {path!r}")
     try:
-        return os.open(path, flags | os.O_CLOEXEC)
+        return posix.open(path, flags | posix.O_CLOEXEC)
     except OSError as error:
         raise fail("open", error.errno or 2, path=path) from None
 
@@ -208,7 +208,7 @@ def _path(executor: Executor, op: LinkCreate, program: int) -> None:
     try:
         _link(executor, op, program, target)
     finally:
-        os.close(target)
+        posix.close(target)
 
 
 def _interface(executor: Executor, op: LinkCreate, program: int) -> None:
@@ -242,7 +242,7 @@ def _sockmap(executor: Executor, op: LinkCreate, program: int) -> None:
         # Socket maps take links since 699c23f02c65 (in 6.10), programs since 4.14.
         if error.errno != bpf.EINVAL:
             raise
-        _attach(executor, op, program, os.dup(target))
+        _attach(executor, op, program, posix.dup(target))
         return
     executor._fill_slot(op.dst, fd)
 
@@ -283,7 +283,7 @@ def _attach(executor: Executor, op: LinkCreate, program: int, target: int) -> No
     try:
         bpf.prog_attach(program, target, op.attach_type, op.flags)
     except BaseException:
-        os.close(target)
+        posix.close(target)
         raise
     executor.journal.append(("attached", program, target, op.attach_type))
 

@@ -8,7 +8,7 @@ in one file (6.6). A tracing program of many functions (7.1) takes their ids in 
 
 from __future__ import annotations
 
-import os
+import posix
 import struct
 
 from pybpf.errors import KernelError, PlanError
@@ -57,7 +57,7 @@ def _perf_link(executor: Executor, op: LinkCreate, program: int, event: int) -> 
         syscalls.ioctl(event, PERF_EVENT_IOC_ENABLE)
     finally:
         if not keep:
-            os.close(event)
+            posix.close(event)
 
 
 def _perf_open(fields: dict[str, int | bytes], pid: int = -1) -> int:
@@ -80,7 +80,9 @@ def _tracefs(name: str, **where: str) -> bytes:
                 return file.read()
         except OSError as error:
             failed = error.errno or 2
-    mounted = any(os.path.isdir(f"{root}/events") for root in TRACEFS)
+    from os.path import isdir
+
+    mounted = any(isdir(f"{root}/events") for root in TRACEFS)
     hint = None if mounted else "tracefs is not mounted at /sys/kernel/tracing."
     raise fail("open", failed, hint=hint, **where)
 
@@ -172,7 +174,7 @@ def _probe(
 def _perf_event(executor: Executor, op: LinkCreate, program: int) -> None:
     if not isinstance(op.target, int):
         raise PlanError("the target is the fd of a perf event")
-    _perf_link(executor, op, program, os.dup(op.target))
+    _perf_link(executor, op, program, posix.dup(op.target))
 
 
 def _cookies(extra: dict[str, int], count: int) -> Pointer:
@@ -214,7 +216,7 @@ def _tracing_multi(executor: Executor, op: LinkCreate, program: int) -> None:
     finally:
         for found in answers:
             if found is not None and found[0]:
-                os.close(found[0])
+                posix.close(found[0])
     if not ids:
         raise PlanError(
             f"vmlinux BTF describes no function {op.target!r}.",

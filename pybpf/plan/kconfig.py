@@ -14,7 +14,7 @@ What is not set in the configuration is missing: 0 for a weak extern, an error f
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
 from pybpf.errors import PlanError
@@ -58,7 +58,7 @@ def parse_release(release: str) -> int:
 
 def running_config() -> dict[str, str]:
     """The running kernel's configuration. Raises PlanError if it is nowhere to be had."""
-    release = os.uname().release
+    release = posix.uname().release
     for path in (f"/boot/config-{release}", "/proc/config.gz"):
         try:
             with open(path, "rb") as file:

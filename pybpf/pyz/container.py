@@ -58,7 +58,7 @@ try:
  with open(__file__,'rb')as f:d=f.read()
  if b'#=%08x\\n'%c(d[:-11])!=d[-11:]:raise EOFError
  o={offsets!r}
- def u(i):return z(a(d[o[i]:o[i+1]].replace(b'\\n#+',b'').replace(b'!',b'J').replace(b'~',b'M')))
+ def u(i):return z(a(d[o[i]:o[i+1]-3].replace(b'\\n#+',b'').replace(b'!',b'J').replace(b'~',b'M')))
  k=1 if m.MAGIC_NUMBER=={magic!r}else 3
  n=l(u(k))
  g={{}}

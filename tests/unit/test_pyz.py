@@ -18,7 +18,7 @@ from pybpf.errors import FormatError
 from pybpf.plan import bundle, frozen
 from pybpf.plan import format as declared
 from pybpf.pyz import build, container, is_container, merge, plan_of
-from tests.unit.test_frozen import DATA
+from tests.unit.test_frozen import DATA, sample
 
 TREE = Path(__file__).parent.parent.parent
 HEAVY = {
@@ -84,6 +84,15 @@ def test_construct_agrees(pyz: bytes) -> None:
     source = b"\n".join(found.stub).decode("latin-1")
     assert len(ast.parse(source).body) == 1
     assert not set("JM") & set(found.code.packed.decode())
+
+
+@pytest.mark.parametrize("length", range(7))
+def test_the_stub_finds_the_plan_whatever_its_length(length: int, tmp_path: Path) -> None:
+    """Sections of every length modulo that of base64's groups."""
+    path = tmp_path / "a.pyz"
+    path.write_bytes(build(frozen.to_bytes(sample(name="n" * length, ops=(), attach=(), links={}))))
+    done = run_it(path, "--no-attach")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_truncation_is_refused(pyz: bytes) -> None:

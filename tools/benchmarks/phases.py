@@ -36,7 +36,7 @@ BORDERS = {
     "pybpf.btf.layout:layout": "BTF",
     "pybpf.elf.fixup:complete": "BTF",
     "pybpf.elf.fixup:loadable": "BTF",
-    "pybpf.compiler.core:Bodies.of": "relocation",
+    "pybpf.compiler.core:Bodies.body": "relocation",
     "pybpf.reloc.externs:resolve": "relocation",
     "pybpf.reloc.finish:finish": "relocation",
     "pybpf.reloc.link:link": "relocation",
