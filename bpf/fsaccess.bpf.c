@@ -35,28 +35,28 @@ static __always_inline int judge_program(struct linux_binprm *bprm,
 	struct request request = {.operation = operation, .prot = PROT_EXEC};
 	enum fsaccess_reason reason = judge(&request, data_inode(bprm->file), false);
 
-	return conclude(&request, reason, true, &bprm->file->f_path, 0);
+	return conclude_file(&request, reason, bprm->file);
 }
 
 /* Runs for the file named in execve and for each interpreter in turn. */
-SEC("lsm.s/bprm_check_security")
+SLEEPABLE_HOOK("bprm_check_security")
 int fsaccess_exec(u64 *ctx)
 {
 	if (!armed)
-		return 0;
-	return judge_program((struct linux_binprm *)ctx[0], FSACCESS_OP_EXEC);
+		return ANSWER(0);
+	return ANSWER(judge_program((struct linux_binprm *)ctx[0], FSACCESS_OP_EXEC));
 }
 
 /* execveat(AT_EXECVE_CHECK) never reaches bprm_check_security. A real execve does, and is judged
  * there only, so that it is counted and reported once. */
-SEC("lsm.s/bprm_creds_for_exec")
+SLEEPABLE_HOOK("bprm_creds_for_exec")
 int fsaccess_exec_check(u64 *ctx)
 {
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx[0];
 
 	if (!armed || !core_field_exists(bprm->is_check) || !core_bitfield(bprm, is_check))
-		return 0;
-	return judge_program(bprm, FSACCESS_OP_EXEC_CHECK);
+		return ANSWER(0);
+	return ANSWER(judge_program(bprm, FSACCESS_OP_EXEC_CHECK));
 }
 
 static long note_flags(struct task_struct *task __attribute__((unused)),
@@ -80,8 +80,7 @@ static __always_inline bool is_starting_with_executable_stack(void)
 	return flags & VM_EXEC;
 }
 
-SEC("lsm.s/mmap_file")
-int fsaccess_mmap(u64 *ctx)
+static __always_inline int judge_mmap(u64 *ctx)
 {
 	struct file *file = (struct file *)ctx[0];
 	struct request request = {
@@ -105,14 +104,19 @@ int fsaccess_mmap(u64 *ctx)
 		request.operation = FSACCESS_OP_EXEC;
 		reason = FSACCESS_REASON_EXEC_STACK;
 	}
-	return conclude(&request, reason, true, &file->f_path, 0);
+	return conclude_file(&request, reason, file);
+}
+
+SLEEPABLE_HOOK("mmap_file")
+int fsaccess_mmap(u64 *ctx)
+{
+	return ANSWER(judge_mmap(ctx));
 }
 
 /* Not sleepable: no bpf_real_data_inode, no bpf_d_path. None is needed to see through overlayfs:
  * the vm_file of a mapped overlay file is the layer's own file (backing-file.c, since 6.6), whose
  * inode is the one that hosts the data. */
-SEC("lsm/file_mprotect")
-int fsaccess_mprotect(u64 *ctx)
+static __always_inline int judge_mprotect(u64 *ctx)
 {
 	const struct vm_area_struct *vma = cast_to(ctx[0], struct vm_area_struct);
 	struct request request = {
@@ -133,4 +137,10 @@ int fsaccess_mprotect(u64 *ctx)
 		name = (u64)file->f_path.dentry->d_name.name;
 	reason = judge(&request, file ? file->f_inode : NULL, vma->anon_vma != NULL);
 	return conclude(&request, reason, true, NULL, name);
+}
+
+HOOK("file_mprotect")
+int fsaccess_mprotect(u64 *ctx)
+{
+	return ANSWER(judge_mprotect(ctx));
 }

@@ -39,7 +39,9 @@
     init = /sbin/init [ARGUMENT …]         what becomes PID 1 (required)
     keep = exec                            what keeps the policy when init is executed: exec, its
                                            own fds, for an init that adopts them (restrict init
-                                           --resume does); pins in /sys/fs/bpf, for any init
+                                           --resume does); pins in /sys/fs/bpf, for any init;
+                                           ownerless: nobody, until the next boot (its own plan,
+                                           Linux 6.16)
     on_failure = exit                      exit (the kernel panics), reboot or poweroff
     status = yes                           pin the status where `restrict status` reads it
     events = no                            yes: leave a process that serves `restrict events`
@@ -103,7 +105,7 @@ _DEFAULTS = {
 _CHOICES = {
     "mode": ("exec", "audit"),
     "ptrace_poke": ("deny", "allow"),
-    "keep": ("exec", "pins"),
+    "keep": ("exec", "pins", "ownerless"),
     "on_failure": ("exit", "reboot", "poweroff"),
     "status": ("yes", "no"),
     "events": ("yes", "no"),

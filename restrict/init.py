@@ -52,7 +52,11 @@ _BASICS = (
     ("bpf", "/sys/fs/bpf", _NOSUID_NODEV_NOEXEC, "mode=0711"),
 )
 # What is said of ``keep``.
-_KEPT = {"exec": "this process and what it executes", "pins": "pins"}
+_KEPT = {
+    "exec": "this process and what it executes",
+    "pins": "pins",
+    "ownerless": "the root cgroup",
+}
 # reboot(2): LINUX_REBOOT_MAGIC1, MAGIC2 and two of its commands.
 _REBOOT = {"reboot": 0x01234567, "poweroff": 0x4321FEDC}
 
@@ -196,6 +200,17 @@ def enforce(
         policy = keep_pins.enable(
             plan, audit=settings.audit, initramfs_dev=trusted, before_arm=before_arm, step=step
         )
+    elif settings.keep == "ownerless":
+        from restrict import keep_ownerless
+
+        policy = keep_ownerless.enable(
+            plan,
+            audit=settings.audit,
+            initramfs_dev=trusted,
+            status_pin=fsaccess.PIN if settings.status else None,
+            before_arm=before_arm,
+            step=step,
+        )
     else:
         policy = fsaccess.enable(
             plan,
@@ -207,9 +222,9 @@ def enforce(
         )
     state.policy = policy
     say(
-        f"armed{' (audit: nothing is denied)' if settings.audit else ''}: {len(policy.links)} "
-        f"programs, kept by {_KEPT[settings.keep]}, initramfs {trusted >> 20}:"
-        f"{trusted & 0xFFFFF} trusted, {time.monotonic() - started:.3f} s"
+        f"armed{' (audit: nothing is denied)' if settings.audit else ''}: "
+        f"{len(policy.links) or 'all'} programs, kept by {_KEPT[settings.keep]}, initramfs "
+        f"{trusted >> 20}:{trusted & 0xFFFFF} trusted, {time.monotonic() - started:.3f} s"
     )
     return policy
 
@@ -273,6 +288,10 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
         environment, _record = handover.hand_over(policy)
     step("trust window")
     policy.close_window()
+    if settings.keep == "ownerless":
+        from restrict import keep_ownerless
+
+        keep_ownerless.seal(policy)
     step("switch root")
     mounts.switch_root(_NEW_ROOT, moved=settings.move)
     step("exec")

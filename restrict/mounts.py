@@ -25,6 +25,7 @@ __all__ = [
     "mount_of",
     "mounts",
     "parse_mountinfo",
+    "root_cgroup",
     "switch_root",
     "unmount",
     "usr_root",
@@ -214,6 +215,32 @@ def check_new_root(new_root: str, moved: tuple[str, ...] = _MOVED) -> None:
                 mount=new_root,
                 hint=f"Add an empty directory {path} to the image.",
             )
+
+
+def root_cgroup() -> int:
+    """An fd of the cgroup2 hierarchy's root, by a mount of our own that is gone at once.
+
+    In early boot there is no other mount of it. Raises KernelError.
+    """
+    folder = f"/run/restrict-cgroup-{os.getpid()}"
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError as e:
+        raise KernelError(
+            f"no directory to mount cgroup2 on: {os.strerror(e.errno or 0)}.",
+            errno=e.errno or 0,
+            call="mkdir",
+            path=folder,
+            hint="Mount a tmpfs on /run.",
+        ) from None
+    try:
+        mount("cgroup2", folder, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        try:
+            return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            unmount(folder, lazy=True)
+    finally:
+        os.rmdir(folder)
 
 
 # What / has when everything else is in /usr: file-hierarchy(7), and Debian's merged /usr.

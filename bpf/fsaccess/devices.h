@@ -91,8 +91,7 @@ static __always_inline void record_signature(struct fsaccess_device *record,
 
 /* dm-verity reports a device each time a verity table is resumed: its root hash, then the signature
  * the kernel has verified, or NULL and 0 if there is none. */
-SEC("lsm/bdev_setintegrity")
-int fsaccess_setintegrity(u64 *ctx)
+static __always_inline int note_integrity(u64 *ctx)
 {
 	const struct block_device *bdev = cast_to(ctx[0], struct block_device);
 	struct request request = {.operation = FSACCESS_OP_VERITY, .device = bdev->bd_dev};
@@ -104,9 +103,14 @@ int fsaccess_setintegrity(u64 *ctx)
 
 	if (type != LSM_INT_DMVERITY_ROOTHASH && type != LSM_INT_DMVERITY_SIG_VALID)
 		return 0;
-	/* Before 6.16 the verifier refuses a plain load of the argument `const void *value`. */
+	/* Before 6.16 the verifier refuses a plain load of the argument `const void *value`; a cgroup's
+	 * program has nothing else. */
+#ifdef FSACCESS_CGROUP
+	value = ctx[2];
+#else
 	if (bpf_get_func_arg(ctx, 2, &value))
 		value = 0;
+#endif
 	record = record_of(bdev);
 	if (!record)
 		return 0;
@@ -127,7 +131,13 @@ int fsaccess_setintegrity(u64 *ctx)
 	return 0;
 }
 
-SEC("lsm/bdev_free_security")
+HOOK("bdev_setintegrity")
+int fsaccess_setintegrity(u64 *ctx)
+{
+	return ANSWER(note_integrity(ctx));
+}
+
+HOOK("bdev_free_security")
 int fsaccess_bdev_free(u64 *ctx)
 {
 	const struct block_device *bdev = cast_to(ctx[0], struct block_device);
@@ -137,7 +147,7 @@ int fsaccess_bdev_free(u64 *ctx)
 	/* Comes after a grace period: another device may have the number by now. */
 	if (record && record->identity == (u64)bdev)
 		bpf_map_delete_elem(&verity_devices, &device);
-	return 0;
+	return ANSWER(0);
 }
 
 #endif

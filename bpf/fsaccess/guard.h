@@ -4,27 +4,33 @@
 #define BPF_FSACCESS_GUARD_H
 
 #include "state.h"
+#ifdef FSACCESS_CGROUP
+volatile u32 guard_births; /* always 0; user space finds the same globals in both objects */
+#else
 #include "../common/births.h"
+#endif
 #include "../common/guard.h"
 
-SEC("lsm/bpf_map")
+HOOK("bpf_map")
 int fsaccess_guard_map(u64 *ctx)
 {
-	return guard_map(ctx);
+	return ANSWER(guard_map(ctx));
 }
 
-SEC("lsm/bpf_prog")
+HOOK("bpf_prog")
 int fsaccess_guard_program(u64 *ctx)
 {
-	return guard_program(ctx);
+	return ANSWER(guard_program(ctx));
 }
 
-SEC("lsm/bpf")
+HOOK("bpf")
 int fsaccess_guard_link(u64 *ctx)
 {
-	return guard_link(ctx);
+	return ANSWER(guard_link(ctx));
 }
 
+/* Without an owner nobody is to be kept from it, and there is no next generation. */
+#ifndef FSACCESS_CGROUP
 SEC("lsm/bpf_map_create")
 int fsaccess_birth_map(u64 *ctx)
 {
@@ -48,5 +54,6 @@ int fsaccess_traceme(u64 *ctx)
 {
 	return guard_traceme(ctx, deny_ptrace ? FSACCESS_REASON_PTRACE : 0);
 }
+#endif
 
 #endif

@@ -18,6 +18,8 @@ enum {
 	DM_TARGET_MSG = 14,
 };
 
+#ifndef FSACCESS_CGROUP /* neither can be attached without a link that somebody holds */
+
 /* With this personality brk() gives a heap that is writable and executable, to anybody, and neither
  * mmap_file nor file_mprotect is asked. All memory is accounted here, though. (mmap of readable
  * memory is refused by mmap_file under this personality anyway, so no program that runs under the
@@ -73,6 +75,8 @@ int fsaccess_dm_ioctl_compat(u64 *ctx)
 {
 	return judge_ioctl(ctx);
 }
+
+#endif
 
 /* Writing 0 to kernel.ftrace_enabled stops every BPF trampoline, this policy's included (7.x
  * refuses it by itself). A cgroup program needs no trampoline. Attach it to the root cgroup. */

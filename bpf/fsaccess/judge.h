@@ -81,7 +81,54 @@ static __always_inline enum fsaccess_reason judge(struct request *request,
 
 /* The inode that hosts a file's data. Where the kernel cannot look through overlayfs (no
  * bpf_real_data_inode before 7.2) or does not say, the overlay's own inode is returned, and
- * judge_inode() refuses that. Sleepable programs only. */
+ * judge_inode() refuses that. */
+#ifdef FSACCESS_CGROUP
+/* fs/overlayfs/ovl_entry.h (the names since 6.5) */
+struct ovl_path {
+	struct dentry *dentry;
+} __core;
+
+struct ovl_entry {
+	unsigned int __numlower;
+	struct ovl_path __lowerstack[];
+} __core;
+
+struct ovl_inode {
+	struct inode vfs_inode;
+	struct dentry *__upperdentry;
+	struct ovl_entry *oe;
+} __core;
+
+#define TYPE_SIZE 1 /* of __builtin_preserve_type_info: BPF_CORE_TYPE_SIZE */
+#define core_size(type) __builtin_preserve_type_info(*(typeof(type) *)0, TYPE_SIZE)
+
+/* The kfunc may sleep and a cgroup's program may not: the same by overlayfs' own structures, as far
+ * as the module was there when the program was loaded. A file with an upper layer counts as the
+ * upper's, also if only its metadata is there. */
+static __always_inline const struct inode *data_inode(struct file *file)
+{
+	const struct inode *inode = cast_to(file, struct file)->f_inode;
+	u64 overlay, upper, layers, last;
+
+	if (inode->i_sb->s_magic != OVERLAYFS_MAGIC || !core_type_exists(struct ovl_inode) ||
+	    !core_type_exists(struct ovl_entry) || !core_type_exists(struct ovl_path))
+		return inode;
+	overlay = (u64)inode - core_offset(struct ovl_inode, vfs_inode);
+	upper = read_word(overlay + core_offset(struct ovl_inode, __upperdentry));
+	if (!upper) {
+		layers = read_word(overlay + core_offset(struct ovl_inode, oe));
+		last = read_half(layers + core_offset(struct ovl_entry, __numlower));
+		if (!last)
+			return inode;
+		upper = read_word(layers + core_offset(struct ovl_entry, __lowerstack) +
+				  (last - 1) * core_size(struct ovl_path) +
+				  core_offset(struct ovl_path, dentry));
+	}
+	if (!upper)
+		return inode;
+	return cast_to(upper, struct dentry)->d_inode;
+}
+#else
 static __always_inline const struct inode *data_inode(struct file *file)
 {
 	const struct inode *inode = cast_to(file, struct file)->f_inode;
@@ -93,6 +140,20 @@ static __always_inline const struct inode *data_inode(struct file *file)
 			return data;
 	}
 	return inode;
+}
+#endif
+
+/* conclude() about a file: its path where the hook may ask for it, else its name. */
+static __always_inline int conclude_file(const struct request *request, u32 reason,
+					 struct file *file)
+{
+#ifdef FSACCESS_CGROUP
+	const struct dentry *dentry = cast_to(file, struct file)->f_path.dentry;
+
+	return conclude(request, reason, true, NULL, (u64)dentry->d_name.name);
+#else
+	return conclude(request, reason, true, &file->f_path, 0);
+#endif
 }
 
 #endif

@@ -7,6 +7,18 @@
 #include "../include/fsaccess.h"
 #include "../include/kernel.h"
 
+/* The ownerless object (fsaccess_cgroup.bpf.c) attaches the same hooks to the root cgroup: other
+ * sections, nothing that sleeps, and 1 is the answer that allows. */
+#ifdef FSACCESS_CGROUP
+#define HOOK(name) SEC("lsm_cgroup/" name)
+#define SLEEPABLE_HOOK(name) SEC("lsm_cgroup/" name)
+#define ANSWER(value) ((value) == 0)
+#else
+#define HOOK(name) SEC("lsm/" name)
+#define SLEEPABLE_HOOK(name) SEC("lsm.s/" name)
+#define ANSWER(value) (value)
+#endif
+
 enum {
 	THIS_POLICY = POLICY_FSACCESS,
 	OPERATIONS = FSACCESS_OP_COUNT,

@@ -12,6 +12,7 @@ import subprocess
 
 from tests.vm import probes
 from tests.vm.outcome import refused
+from tests.vm.programs import program
 from tests.vm.restrict_boot import configuration
 
 TYPE_CHECKING = False
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROGRAM", "command", "control", "denied", "files", "link_ids", "project_disk", "remember",
-    "remembered", "status",
+    "remembered", "status", "tmpfs_program",
 ]  # fmt: skip
 
 PROGRAM = "/run/test/program"
@@ -54,16 +55,18 @@ sys.exit(main(["init", "/etc/restrict/init.conf"]))
 def files(run: Mapping[str, Any], **settings: str) -> dict[str, bytes]:
     """The initramfs' files, for a Scenario's *initramfs*."""
     from pybpf.plan.frozen import to_bytes
-    from restrict import bundle
-    from tests.vm.programs import program
+    from restrict import bundle, bundle_ownerless
 
+    ownerless = settings.get("keep") == "ownerless"
     return {
         "init": _INIT.format(program=PROGRAM).encode(),
         "probe": program(),
         "etc/restrict/init.conf": configuration(
             run, settings.pop("init", "/sbin/init"), wait="20", **settings
         ).encode(),
-        "etc/restrict/fsaccess.plan": to_bytes(bundle.build()),
+        "etc/restrict/fsaccess.plan": to_bytes(
+            bundle_ownerless.build() if ownerless else bundle.build()
+        ),
         "etc/restrict/certificate.der": run["certificate"],
     }
 
@@ -121,6 +124,14 @@ def control() -> int:
     """Exit status of PROGRAM before the policy was armed."""
     with open("/run/test/control") as file:
         return int(file.read())
+
+
+def tmpfs_program(guest: Guest) -> str:
+    """A program on a tmpfs of its own (a distribution may mount /run and /tmp noexec)."""
+    where = "/mnt"
+    if not os.path.ismount(where):
+        guest.mount("tmpfs", where, "tmpfs", 0)
+    return probes.write_file(f"{where}/program", program())
 
 
 def denied(guest: Guest, path: str = PROGRAM) -> None:

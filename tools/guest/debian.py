@@ -70,6 +70,20 @@ AllowIsolate=yes
 """,
 }
 
+# The same for an init without units: from inittab, once runlevel 2 is entered.
+_SCRIPT = """\
+#!/bin/sh
+for serial in /sys/block/*/serial; do
+    if [ "$(cat "$serial")" = project ]; then
+        disk=${serial%/serial}
+        mount -t erofs -o ro,nosuid,nodev "/dev/${disk##*/}" /project
+    fi
+done
+export PYTHONPATH=/project PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
+exec /usr/bin/python3 -s /project/tools/guest/inside/service.py </dev/null >/dev/console 2>&1
+"""
+_INITTAB = "gt:2:once:/usr/local/sbin/guest-tests\n"
+
 
 def _configure(tree: Path, init: str) -> None:
     etc = tree / "etc"
@@ -87,6 +101,16 @@ def _configure(tree: Path, init: str) -> None:
             (etc / "systemd/system" / name).write_text(text)
         default = etc / "systemd/system/default.target"
         default.symlink_to("guest-tests.target")
+    else:
+        script = tree / "usr/local/sbin/guest-tests"
+        script.write_text(_SCRIPT)
+        script.chmod(0o755)
+        with open(etc / "inittab", "a") as file:
+            file.write(_INITTAB)
+
+
+def _started(init: str) -> list[str]:
+    return sorted(_UNITS.values()) if init == "systemd" else [_SCRIPT, _INITTAB]
 
 
 def debian_tree(init: str = "systemd") -> Path:
@@ -96,7 +120,7 @@ def debian_tree(init: str = "systemd") -> Path:
         GuestError: not root, no mmdebstrap, or it failed; the message has the end of its log.
     """
     packages = PACKAGES[init]
-    key = content_hash([_FORMAT, _SUITE, init, *packages, _FSTAB, *sorted(_UNITS.values())])
+    key = content_hash([_FORMAT, _SUITE, init, *packages, _FSTAB, *_started(init)])
     target = cache_root() / "debian" / f"{init}-{key}"
 
     def build(folder: Path) -> None:
