@@ -23,17 +23,11 @@ from pybpf import kernel
 from pybpf.kernel.link import Link
 from pybpf.plan import ops
 from pybpf.pyz import build, plan_of
+from tests.kernel.bundles import features_bundle
 from tests.kernel.helpers import SOCKET, live_names, mov, plan, prog, returns, settle
 from tests.kernel.test_links import _two_links
 
 pytestmark = pytest.mark.kernel
-TREE = Path(__file__).resolve().parent.parent.parent
-FEATURES = TREE / "tests/objects/features.bpf.o"
-
-
-def features_bundle() -> bytes:
-    """The bundle of tests/objects/features.bpf.o: maps of many kinds, CO-RE, kernel functions."""
-    return build(pybpf.to_bytes(pybpf.compile(pybpf.read(FEATURES))))
 
 
 def command(path: Path, *words: str, python: str = sys.executable) -> list[str]:

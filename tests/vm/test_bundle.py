@@ -20,7 +20,7 @@ from tests.vm.scenario import Drive, Guest, Scenario
 
 @cache
 def _bytes() -> bytes:
-    from tests.kernel.test_pyz import features_bundle
+    from tests.kernel.bundles import features_bundle
 
     return features_bundle()
 
