@@ -123,12 +123,8 @@ def helper_since(number: int) -> str | None:
     return _FIRST_HELPER[bisect_right(starts, number) - 1][1]
 
 
-def _functions(spec: ObjectSpec, program: ProgramSpec) -> list[int]:
-    try:
-        return _linker(spec).reached(program)
-    except RelocationError:
-        return [program.function]
-
+_GLOBALS = Need("5.2", "global variables")
+_CALLBACKS = Need("5.13", "callbacks")
 
 _linkers: list[Linker] = []  # of the object asked about last
 
@@ -139,6 +135,64 @@ def _linker(spec: ObjectSpec) -> Linker:
     return _linkers[0]
 
 
+class _Found:
+    """What functions call and need; each a dict for its order."""
+
+    __slots__ = ("helpers", "kfuncs", "needs")
+
+    def __init__(self) -> None:
+        self.helpers: dict[int, None] = {}
+        self.kfuncs: dict[str, bool] = {}
+        self.needs: dict[Need, None] = {}
+
+    def update(self, other: _Found) -> None:
+        """Add what others call and need."""
+        self.helpers.update(other.helpers)
+        self.kfuncs.update(other.kfuncs)
+        self.needs.update(other.needs)
+
+    def add(self, spec: ObjectSpec, number: int) -> None:
+        """Add what a function calls and needs."""
+        function = spec.functions[number]
+        try:
+            helpers, wanted = _told(function.insns, spec.byteorder)
+        except FormatError as exc:
+            where = {"section": function.section, "function": function.name}
+            raise exc.at(object=spec.path or spec.name, **where) from None
+        # Old compilers leave -1 and source register 0 in a call that a relocation completes.
+        self.helpers.update(dict.fromkeys(h for h in helpers if h > 0))
+        for ref in function.refs:
+            if ref.kind == "data":
+                self.needs[_GLOBALS] = None
+            elif ref.kind == "func":
+                self.needs[_CALLBACKS] = None
+            elif ref.kind == "extern":
+                extern = spec.externs.get(ref.name)
+                if extern is not None and extern.kind == "kfunc":
+                    self.kfuncs.setdefault(extern.name, extern.weak)
+                elif extern is not None and extern.kind == "kconfig":
+                    self.needs[_GLOBALS] = None
+        self.needs.update(dict.fromkeys(wanted))
+
+
+def _found(spec: ObjectSpec, program: ProgramSpec) -> tuple[_Found, bool]:
+    """(what the program calls and needs, whether it has subprograms). What programs share behind
+    their entry functions is looked at once."""
+    out = _Found()
+    out.add(spec, program.function)
+    try:
+        tail = _linker(spec).behind(program)
+    except RelocationError:
+        return out, False
+    if tail.used is None:
+        used = _Found()
+        for number in tail.starts:
+            used.add(spec, number)
+        tail.used = used
+    out.update(tail.used)
+    return out, bool(tail.starts)
+
+
 @lru_cache(maxsize=1 << 14)  # a subprogram is asked for by every program that reaches it
 def _told(insns: bytes, byteorder: str) -> tuple[tuple[int, ...], tuple[Need, ...]]:
     """Helpers called by a function, and what its single instructions need."""
@@ -147,32 +201,10 @@ def _told(insns: bytes, byteorder: str) -> tuple[tuple[int, ...], tuple[Need, ..
     return tuple(helpers), tuple(dict.fromkeys(n for i in found for n in _instruction_needs(i)))
 
 
-def _walk(
-    spec: ObjectSpec, numbers: Iterable[int]
-) -> Iterator[tuple[tuple[int, ...], tuple[Need, ...]]]:
-    for number in numbers:
-        function = spec.functions[number]
-        try:
-            yield _told(function.insns, spec.byteorder)
-        except FormatError as exc:
-            where = {"section": function.section, "function": function.name}
-            raise exc.at(object=spec.path or spec.name, **where) from None
-
-
 def used_by(spec: ObjectSpec, program: ProgramSpec) -> Used:
     """Helpers and kfuncs that the program and its subprograms call."""
-    helpers: dict[int, None] = {}
-    kfuncs: dict[str, bool] = {}
-    numbers = _functions(spec, program)
-    for called, _ in _walk(spec, numbers):
-        helpers.update(dict.fromkeys(called))
-    for number in numbers:
-        for ref in spec.functions[number].refs:
-            extern = spec.externs.get(ref.name) if ref.kind == "extern" else None
-            if extern is not None and extern.kind == "kfunc":
-                kfuncs.setdefault(extern.name, extern.weak)
-    # Old compilers leave -1 and source register 0 in a call that a relocation completes.
-    return Used(tuple(h for h in helpers if h > 0), tuple(kfuncs.items()))
+    found, _ = _found(spec, program)
+    return Used(tuple(found.helpers), tuple(found.kfuncs.items()))
 
 
 def map_needs(found: MapSpec) -> list[Need]:
@@ -214,30 +246,20 @@ def program_needs(spec: ObjectSpec, program: ProgramSpec) -> list[Need]:
         add("5.10", "sleepable programs")
     if program.flags & abi.BPF_F_XDP_HAS_FRAGS:
         add("5.18", "XDP on packets in fragments")
-    used = used_by(spec, program)
-    for number in used.helpers:
+    found, subprograms = _found(spec, program)
+    for number in found.helpers:
         known = 0 < number < len(HELPER_NAMES)
         label = f"bpf_{HELPER_NAMES[number]}" if known else f"number {number}"
         add(helper_since(number), f"helper {label}")
-    for kfunc, weak in used.kfuncs:
+    for kfunc, weak in found.kfuncs.items():
         if not weak:
             add("5.13", "calls of kernel functions")
             add(None, f"kernel function {kfunc}")
-    numbers = _functions(spec, program)
-    if len(numbers) > 1:
+    if subprograms:
         add("4.16", "subprograms")
     if program.exception_callback >= 0:
         add("6.7", "exceptions")
-    for number in numbers:
-        for ref in spec.functions[number].refs:
-            if ref.kind == "data":
-                add("5.2", "global variables")
-            elif ref.kind == "func":
-                add("5.13", "callbacks")
-            elif ref.kind == "extern" and spec.externs[ref.name].kind == "kconfig":
-                add("5.2", "global variables")
-    for _, wanted in _walk(spec, numbers):
-        out.update(dict.fromkeys(wanted))
+    out.update(found.needs)
     return list(out)
 
 

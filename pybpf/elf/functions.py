@@ -58,6 +58,10 @@ class MapTable:
         self.tables = -1
 
 
+# Records are made by the hundred thousand: without the checks of calling their class.
+_ref = tuple.__new__
+
+
 class _Code:
     """The functions of one executable section, sorted by offset."""
 
@@ -130,16 +134,16 @@ class _Reader:
         self.symbols, self.codes = _find_functions(image)
         self.sizes = [s.size for s in self.symbols]
         self.order = "<" if image.byteorder == "little" else ">"
+        self.insn = struct.Struct(self.order + "BBhi").unpack_from
+        # Relocations mostly come in order: the functions asked for last, and their bytes.
+        self._held: tuple[int, int, int, list[int]] = (-1, 0, 0, [])
+        self._targets: dict[tuple[int, int], int] = {}
         text = image.by_name.get(TEXT)
         self.text = self.codes.get(text.number) if text is not None else None
 
     # BPF registers share a byte: destination in the low nibble, on big-endian in the high one.
     def source(self, regs: int) -> int:
         return regs >> 4 if self.order == "<" else regs & 15
-
-    def insn(self, code: _Code, offset: int) -> tuple[int, int, int, int]:
-        opcode, regs, off, imm = struct.unpack_from(self.order + "BBhi", code.data, offset)
-        return opcode, regs, off, imm
 
     def read(self, btf: Btf | None) -> list[FunctionSpec]:
         refs: dict[int, dict[int, Ref]] = {n: {} for n in range(len(self.symbols))}
@@ -173,17 +177,26 @@ class _Reader:
 
     def covering(self, code: _Code, offset: int) -> list[int]:
         """All functions that hold byte ``offset``: symbols may share code."""
+        section, start, end, numbers = self._held
+        if section == code.section.number and start <= offset < end:
+            return numbers
         number = code.containing(offset, self.sizes)
         if number < 0:
             return []
         start = self.symbols[number].value
         first, last = bisect_left(code.starts, start), bisect_right(code.starts, start)
-        return code.numbers[first:last]
+        numbers = code.numbers[first:last]
+        if len(numbers) == 1:
+            end = start + self.sizes[number]
+            if last < len(code.starts):
+                end = min(end, code.starts[last])
+            self._held = (code.section.number, start, end, numbers)
+        return numbers
 
     def relocate(
         self, code: _Code, relocation: Relocation, refs: dict[int, dict[int, Ref]]
     ) -> None:
-        offset, symbol = relocation.offset, relocation.symbol
+        offset, symbol, _ = relocation
         if offset % 8 or offset + 8 > len(code.data):
             raise self.image.error(
                 f"a relocation at byte {offset} hits no instruction.", section=code.section.name
@@ -209,15 +222,15 @@ class _Reader:
 
     def reference(self, code: _Code, offset: int, slot: int, symbol: Symbol) -> Ref:
         """What an instruction refers to; KeyError if that is nothing BPF can refer to."""
-        opcode, regs, _, imm = self.insn(code, offset)
+        opcode, regs, _, imm = self.insn(code.data, offset)
         if opcode not in (_CALL, _LDIMM64):
             raise self.image.error(
                 f"instruction {slot} (opcode {opcode:#04x}) cannot refer to symbol "
                 f"{symbol.name!r}: only call and 64-bit load can.",
                 section=code.section.name,
             )
-        if symbol.undefined:
-            return Ref(slot, "extern", self.externs[symbol.name].name)
+        if not symbol.section and symbol.undefined:
+            return _ref(Ref, (slot, "extern", self.externs[symbol.name].name, 0, -1))
         if opcode == _CALL:
             if self.source(regs) != abi.BPF_PSEUDO_CALL:
                 raise KeyError(symbol.name)
@@ -228,10 +241,10 @@ class _Reader:
             return Ref(slot, "table", symbol.name, symbol.value)
         name = self.maps.definitions.get((symbol.section, symbol.value))
         if name is not None:
-            return Ref(slot, "map", name)
+            return _ref(Ref, (slot, "map", name, 0, -1))
         data = self.maps.data.get(symbol.section)
         if data is not None:
-            return Ref(slot, "data", data.name, symbol.value + imm)
+            return _ref(Ref, (slot, "data", data.name, symbol.value + imm, -1))
         sections_ = self.image.sections
         if (
             self.maps.arena is not None
@@ -250,10 +263,13 @@ class _Reader:
     def target(self, slot: int, kind: str, code: _Code, offset: int) -> Ref:
         """A reference to the function at a byte of a section. Where there is none the reference
         keeps the place: linking a program that needs it fails, other programs may be fine."""
-        number = code.containing(offset, self.sizes)
+        place = (code.section.number, offset)
+        number = self._targets.get(place)
+        if number is None:
+            number = self._targets[place] = code.containing(offset, self.sizes)
         if number < 0:
             return Ref(slot, kind, code.section.name, offset, -1)
-        return Ref(slot, kind, self.symbols[number].name, 0, number)
+        return _ref(Ref, (slot, kind, self.symbols[number].name, 0, number))
 
     def local_calls(self, code: _Code, symbol: Symbol, insns: bytes, refs: dict[int, Ref]) -> None:
         """Calls within one section need no relocation: their distance is in the instruction."""
@@ -282,11 +298,9 @@ class _Reader:
         for code in self.codes.values():
             name = code.section.name
             for row in sorted(self.ext.line_info.get(name, ())):
-                for number in self.covering(code, row.insn_off):
-                    slot = (row.insn_off - self.symbols[number].value) // 8
-                    lines[number].append(
-                        LineInfo(slot, row.file_name_off, row.line_off, row.line_col)
-                    )
+                for number in self.covering(code, row[0]):
+                    slot = (row[0] - self.symbols[number].value) // 8
+                    lines[number].append(_ref(LineInfo, (slot, *row[1:])))
             for record in sorted(self.ext.core_relos.get(name, ())):
                 if record.insn_off % 8:
                     raise self.image.error(

@@ -286,6 +286,7 @@ class ElfImage:
         if section.size % 16:
             raise self.error(f"its size {section.size} is no multiple of 16.", section=section.name)
         count = len(self.symbols)
+        new = tuple.__new__  # without the checks of calling the class: there may be a million
         for offset, info in struct.iter_unpack(self._order + "QQ", self.data(section)):
             number = info >> 32
             if number >= count:
@@ -293,7 +294,7 @@ class ElfImage:
                     f"a relocation at byte {offset} names symbol {number} of {count}.",
                     section=section.name,
                 )
-            yield Relocation(offset, self.symbols[number], info & 0xFFFFFFFF)
+            yield new(Relocation, (offset, self.symbols[number], info & 0xFFFFFFFF))
 
     def relocation_sections(self) -> Iterator[tuple[Section, Section]]:
         """(relocation section, the section it patches), in file order."""

@@ -20,6 +20,7 @@ from pybpf.sys import abi
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Linked", "Linker", "Tail", "link"]
 
@@ -32,11 +33,11 @@ class Tail:
     """The subprograms behind an entry function. Slots count from the first of them.
 
     functions: (number, slot); refs: what is left to resolve, in order of slots; code: linked
-    instructions. final: the same with refs resolved, which the passes behind linking may set
-    where the result does not depend on the program.
+    instructions. What the passes behind linking keep, as it is the same for all programs: final,
+    the instructions with refs resolved; used, what they call and need.
     """
 
-    __slots__ = ("code", "final", "functions", "refs", "starts")
+    __slots__ = ("code", "final", "functions", "refs", "starts", "used")
 
     def __init__(self) -> None:
         self.code = b""
@@ -44,6 +45,7 @@ class Tail:
         self.functions: list[tuple[int, int]] = []
         self.starts: dict[int, int] = {}
         self.refs: list[Ref] = []
+        self.used: Any = None
 
 
 class Linked:
@@ -147,12 +149,10 @@ class Linker:
             _patch_call(linked.code, slot, start)
         return linked
 
-    def reached(self, program: ProgramSpec) -> list[int]:
-        """Numbers of the functions of the linked program, in order. Raises as ``link``."""
+    def behind(self, program: ProgramSpec) -> Tail:
+        """What the linked program has behind its entry function. Raises as ``link``."""
         entry = program.function
-        base = len(self._insns(entry)) // 8
-        tail = self._behind(program, self._calls(entry), base)
-        return [entry, *tail.starts]
+        return self._behind(program, self._calls(entry), len(self._insns(entry)) // 8)
 
     def _behind(
         self, program: ProgramSpec, calls: list[tuple[int, int]], base: int

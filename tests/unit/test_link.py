@@ -204,7 +204,7 @@ def test_programs_share_what_follows_them() -> None:
         assert alone.refs == linked.refs
         assert [linked.code.opcode(ref.insn) for ref in linked.refs] == [0x18] * 1000
     assert [n for n, _ in found[500].functions][1:3] == [names[999] - 2, names[0] - 2]
-    assert linker.reached(spec.programs["p0"]) == [n for n, _ in found[0].functions]
+    assert linker.behind(spec.programs["p0"]) is found[0].tail
     starts = {spec.functions[n].name: s for n, s in found[500].functions}
     assert _targets(found[500])[:2] == [starts["f999"], starts["f0"]]
 
@@ -229,7 +229,6 @@ def test_a_subprogram_that_calls_its_program() -> None:
     linker = Linker(spec)
     assert first
     assert _targets(linker.link(spec.programs["first"])) == [3, 0]
-    assert [spec.functions[n].name for n in linker.reached(spec.programs["second"])] == [
-        "second", "sub", "first",
-    ]  # fmt: skip
+    tail = linker.behind(spec.programs["second"])
+    assert [spec.functions[n].name for n in tail.starts] == ["sub", "first"]
     assert _targets(linker.link(spec.programs["second"])) == [2, 4, 2]
