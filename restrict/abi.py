@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Names and layouts that the policies' programs and user space share.
 
-The source of truth is bpf/include/{policy,fsaccess,userns}.h; tests read these headers and hold
-this file to them. Offsets of globals are not here: they come from the object's BTF through the Plan.
+The source of truth is bpf/include/{policy,fsaccess,userns,pins}.h; tests read these headers and
+hold this file to them. Offsets of globals are not here: they come from the object's BTF through the
+Plan.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ __all__ = [
     "OPERATIONS",
     "PATH_NAME_ONLY",
     "PATH_TRUNCATED",
+    "PINS_FILESYSTEM",
+    "PINS_KINDS",
+    "PINS_OPERATIONS",
+    "PINS_REASONS",
     "POLICIES",
     "REASONS",
     "USERNS_OPERATIONS",
@@ -47,10 +52,24 @@ USERNS_REASONS = (
     "none", "mount", "too_deep", "upper", "overlay", "setgroups", "guard_map", "guard_program",
     "guard_link", "ptrace_owner", "ids", "ipc",
 )  # fmt: skip
+PINS_OPERATIONS = (
+    "unlink", "rmdir", "rename", "create", "attributes", "open", "umount", "mount", "move",
+    "pivot", "remount", "bpf_map", "bpf_program", "bpf_link", "link_change", "ptrace", "sysctl",
+    "gone",
+)  # fmt: skip
+PINS_REASONS = (
+    "none", "guarded", "mount", "ancestor", "propagation", "covers", "mount_point", "unknown",
+    "too_many", "race", "guard_map", "guard_program", "guard_link", "ptrace_owner", "switches_off",
+    "gone",
+)  # fmt: skip
+PINS_KINDS = ("map", "program", "link")  # enum pins_kind, from 1
+# struct pins_filesystem: superblock namespace magic device reserved.
+PINS_FILESYSTEM = struct.Struct("=3Q 2I")
 # enum policy_number → name, operations, reasons.
 POLICIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("fsaccess", OPERATIONS, REASONS),
     ("userns", USERNS_OPERATIONS, USERNS_REASONS),
+    ("pins", PINS_OPERATIONS, PINS_REASONS),
 )
 
 PATH_NAME_ONLY, PATH_TRUNCATED = 1, 2

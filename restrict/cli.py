@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""``restrict check|enable|status|events|simulate|init|bundle|initramfs|userns``.
+"""``restrict check|enable|status|events|simulate|init|bundle|initramfs|userns|pins``.
 
 Exit status: 0, 1 (refused, missing, not in force), 2 (usage). With --json one JSON document goes
 to standard output (events: one a line); errors go to standard error. ``init`` is dispatched
@@ -319,9 +319,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     from restrict.initramfs_cli import add_parser as add_initramfs
+    from restrict.pins_cli import add_parser as add_pins
     from restrict.userns_cli import add_parser
 
     add_parser(commands)
+    add_pins(commands)
     add_initramfs(commands)
     add("init", "boot a signed root as PID 1 of an initramfs (see init --help)", None)
     return parser

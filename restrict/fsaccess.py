@@ -205,7 +205,7 @@ def _unpin(path: str) -> None:
         pass
 
 
-def _attach_sysctl(obj: Object) -> Link:
+def attach_sysctl(obj: Object, name: str = SYSCTL) -> Link:
     """Attach the guard of kernel.ftrace_enabled to the root cgroup.
 
     Through a mount of our own, because in early boot there is none, and only for a moment.
@@ -230,10 +230,10 @@ def _attach_sysctl(obj: Object) -> Link:
     finally:
         os.rmdir(folder)
     try:
-        program = obj.programs[SYSCTL].fileno()
-        return Link(bpf.link_create(program, fd, bpf_abi.BPF_CGROUP_SYSCTL), SYSCTL)
+        program = obj.programs[name].fileno()
+        return Link(bpf.link_create(program, fd, bpf_abi.BPF_CGROUP_SYSCTL), name)
     except KernelError as e:
-        raise e.at(program=SYSCTL, cgroup="/") from None
+        raise e.at(program=name, cgroup="/") from None
     finally:
         os.close(fd)
 
@@ -341,7 +341,7 @@ def enable(
         obj.attach()
         links = dict(obj.links)
         if SYSCTL in obj.programs:
-            sysctl = links[SYSCTL] = _attach_sysctl(obj)
+            sysctl = links[SYSCTL] = attach_sysctl(obj)
         if len(links) < _LINKS_LEAST:
             raise RestrictError(
                 f"the plan attached {len(links)} programs, which is not the whole policy."

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Files and directories of a guarded filesystem. The inode hooks are asked whoever comes: by path,
+ * by fd of a directory, through another mount, io_uring, or an overlay above.
+ */
+#ifndef BPF_PINS_FILES_H
+#define BPF_PINS_FILES_H
+
+#include "judge.h"
+
+SEC("lsm/inode_unlink")
+int pins_unlink(u64 *ctx)
+{
+	return armed ? decide_entry(PINS_OP_UNLINK, ctx[0], ctx[1]) : 0;
+}
+
+static __always_inline bool is_directory(u64 dentry)
+{
+	u64 inode = (u64)DENTRY(dentry)->d_inode;
+
+	return inode && (cast_to(inode, struct inode)->i_mode & S_IFMT) == S_IFDIR;
+}
+
+/* A directory that has gone takes with it what is mounted on it in other mount namespaces
+ * (detach_mounts), and where it is only renamed, its path changes there. */
+static __always_inline int decide_mount_point(u32 operation, u64 directory, u64 dentry)
+{
+	struct request request = {.operation = operation};
+	u32 reason;
+
+	if (!is_directory(dentry))
+		return 0;
+	reason = ask(ASK_WAY, 0, dentry);
+	if (!reason)
+		return 0;
+	request.device = cast_to(cast_to(directory, struct inode)->i_sb, struct super_block___pins)
+				 ->s_dev;
+	request.magic = cast_to(cast_to(directory, struct inode)->i_sb, struct super_block___pins)
+				->s_magic;
+	return decide(&request, reason, name_of(dentry));
+}
+
+SEC("lsm/inode_rmdir")
+int pins_rmdir(u64 *ctx)
+{
+	int answer;
+
+	if (!armed)
+		return 0;
+	answer = decide_entry(PINS_OP_RMDIR, ctx[0], ctx[1]);
+	return answer ?: decide_mount_point(PINS_OP_RMDIR, ctx[0], ctx[1]);
+}
+
+SEC("lsm/inode_rename")
+int pins_rename(u64 *ctx)
+{
+	int answer;
+
+	if (!armed)
+		return 0;
+	/* Both names are on one filesystem. */
+	answer = decide_entry(PINS_OP_RENAME, ctx[0], ctx[1]);
+	if (!answer)
+		answer = decide_mount_point(PINS_OP_RENAME, ctx[0], ctx[1]);
+	return answer ?: decide_mount_point(PINS_OP_RENAME, ctx[2], ctx[3]);
+}
+
+/* BPF_OBJ_PIN. */
+SEC("lsm/inode_create")
+int pins_create(u64 *ctx)
+{
+	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
+}
+
+SEC("lsm/inode_mkdir")
+int pins_mkdir(u64 *ctx)
+{
+	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
+}
+
+SEC("lsm/inode_mknod")
+int pins_mknod(u64 *ctx)
+{
+	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
+}
+
+SEC("lsm/inode_symlink")
+int pins_symlink(u64 *ctx)
+{
+	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
+}
+
+SEC("lsm/inode_link")
+int pins_link(u64 *ctx)
+{
+	return armed ? decide_entry(PINS_OP_CREATE, ctx[1], ctx[2]) : 0;
+}
+
+static __always_inline int decide_attributes(u64 dentry)
+{
+	return decide_inode(PINS_OP_ATTRIBUTES, (u64)DENTRY(dentry)->d_sb,
+			    (u64)DENTRY(dentry)->d_inode, name_of(dentry));
+}
+
+/* The mode says what is public (below), so it is the owner's to set. */
+SEC("lsm/inode_setattr")
+int pins_setattr(u64 *ctx)
+{
+	return armed ? decide_attributes(ctx[1]) : 0;
+}
+
+SEC("lsm/inode_setxattr")
+int pins_setxattr(u64 *ctx)
+{
+	return armed ? decide_attributes(ctx[1]) : 0;
+}
+
+SEC("lsm/inode_removexattr")
+int pins_removexattr(u64 *ctx)
+{
+	return armed ? decide_attributes(ctx[1]) : 0;
+}
+
+/* open(2) and BPF_OBJ_GET of a pin. What the owner has made readable by all is public: it may be
+ * opened for reading, which for a pinned iterator runs it. BPF_OBJ_GET asks here without MAY_OPEN and
+ * is refused even then, read-only or not. Directories may be searched and listed. */
+SEC("lsm/inode_permission")
+int pins_permission(u64 *ctx)
+{
+	const struct inode *inode = cast_to(ctx[0], struct inode);
+	u32 mask = (u32)ctx[1];
+	u16 mode;
+
+	if (!armed || !which_filesystem((u64)inode->i_sb))
+		return 0;
+	mode = inode->i_mode;
+	if ((mode & S_IFMT) != S_IFREG)
+		return 0;
+	if ((mode & S_IROTH) && (mask & (MAY_OPEN | MAY_ACCESS)) &&
+	    !(mask & (MAY_WRITE | MAY_APPEND)))
+		return 0;
+	return decide_inode(PINS_OP_OPEN, (u64)inode->i_sb, ctx[0], 0);
+}
+
+#endif

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""``restrict pins install|status|protect|list|register|unregister|delegate|watch|uninstall``."""
+
+from __future__ import annotations
+
+import os
+
+from restrict import pins, pins_status
+from restrict.abi import PINS_KINDS
+from restrict.errors import RestrictError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from restrict.events import Event
+
+__all__ = ["add_parser"]
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value), flush=True)
+
+
+def _opened(arguments: argparse.Namespace) -> pins.Pins:
+    found = pins.open_pinned(arguments.path)
+    if found is None:
+        raise RestrictError(
+            "the pins policy is not installed there.", path=arguments.path,
+            hint="Type `restrict pins install`.",
+        )  # fmt: skip
+    return found
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    plan = pins.load_plan(arguments.plan or pins.default_plan())
+    stop = -1
+    if arguments.foreground:
+        from restrict.serve import wait_signals
+
+        stop = wait_signals()
+    owner = os.getpid() if arguments.owner is None else arguments.owner
+    with pins.install(
+        plan, path=arguments.path, owner=owner, audit=arguments.audit, strict=arguments.strict
+    ) as policy:
+        if arguments.json:
+            _print_json(
+                {
+                    "path": policy.path,
+                    "mode": "audit" if arguments.audit else "deny",
+                    "owner": owner,
+                    "notes": policy.notes,
+                }
+            )
+        else:
+            print(
+                f"pins: armed; {policy.path} belongs to process {owner}"
+                + ("" if arguments.foreground or owner != os.getpid() else ", which ends now: "
+                   "nobody can unload it until the machine is started again"),
+                flush=True,
+            )  # fmt: skip
+            for note in policy.notes:
+                print(f"note: {note}", flush=True)
+        if arguments.foreground:
+            _serve(policy, arguments.json, stop)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    found = pins_status.read(arguments.path)
+    if arguments.json:
+        _print_json({"in_force": False} if found is None else found.as_dict())
+    elif found is None:
+        print("pins: not in force (nothing is pinned there)")
+    else:
+        print(pins_status.text(found))
+    return 0 if found is not None and found.in_force else 1
+
+
+def _protect(arguments: argparse.Namespace) -> int:
+    with _opened(arguments) as policy:
+        new = policy.protect(arguments.directory)
+        notes = policy.notes
+    if arguments.json:
+        _print_json({"directory": arguments.directory, "new": new, "notes": notes})
+    else:
+        print(f"{arguments.directory}: " + ("guarded" if new else "was guarded already"))
+        for note in notes:
+            print(f"note: {note}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = pins_status.read(arguments.path)
+    if found is None:
+        raise RestrictError("the pins policy is not installed there.", path=arguments.path)
+    if arguments.json:
+        _print_json(found.registered)
+        return 0
+    for kind, idents in found.registered.items():
+        print(f"{kind}s: {' '.join(map(str, idents)) or '(none)'}")
+    return 0
+
+
+def _register(arguments: argparse.Namespace) -> int:
+    with _opened(arguments) as policy:
+        if arguments.forget:
+            found = policy.unregister(arguments.kind, arguments.id)
+        else:
+            policy.register(arguments.kind, arguments.id)
+            found = True
+    if arguments.json:
+        _print_json({"kind": arguments.kind, "id": arguments.id, "found": found})
+    elif not found:
+        print(f"pins: {arguments.kind} {arguments.id} was not registered")
+    return 0 if found else 1
+
+
+def _delegate(arguments: argparse.Namespace) -> int:
+    with _opened(arguments) as policy:
+        policy.delegate(arguments.process or None)
+    if arguments.json:
+        _print_json({"deputy": arguments.process or None})
+    return 0
+
+
+def _serve(policy: pins.Pins, as_json: bool, stop: int) -> None:
+    from restrict.serve import SOCKETS, Server
+
+    def show(event: Event) -> None:
+        if as_json:
+            _print_json({"event": "denial", **event.as_dict()})
+        else:
+            print(event.text(), flush=True)
+
+    with Server(policy.events.fileno(), SOCKETS["pins"]) as server:
+        server.run(stop, show)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from restrict.serve import wait_signals
+
+    stop = wait_signals()
+    with _opened(arguments) as policy:
+        _serve(policy, arguments.json, stop)
+    return 0
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    policy = pins.open_pinned(arguments.path)
+    if policy is None:
+        if arguments.json:
+            _print_json({"removed": False})
+        else:
+            print("pins: nothing is installed there")
+        return 1
+    left = policy.uninstall()
+    if arguments.json:
+        _print_json({"removed": True, "links_held": left})
+    elif left:
+        print(f"pins: removed; somebody still holds the links {' '.join(map(str, left))}")
+    return 0
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``pins`` to the subparsers of ``restrict``."""
+    text = "policies that nobody but their owner can unload"
+    parser = commands.add_parser("pins", help=text, description=text)
+    inner = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, words: str, run: object) -> Any:
+        command = inner.add_parser(name, help=words, description=words)
+        command.add_argument("--json", action="store_true", help="machine-readable output")
+        command.add_argument(
+            "--path", metavar="DIR", default=pins.FOLDER, help="where its bpf filesystem is"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    install = add("install", "mount a bpf filesystem and guard it", _install)
+    install.add_argument("--plan", metavar="FILE", help="the frozen policy")
+    install.add_argument("--audit", action="store_true", help="report, but deny nothing")
+    install.add_argument(
+        "--strict", action="store_true",
+        help="nobody else unmounts lazily, of whatever filesystem, in this mount namespace",
+    )  # fmt: skip
+    install.add_argument(
+        "--owner", type=int, metavar="PID",
+        help="process that may unload it instead of this one (1 in production; 0: none)",
+    )  # fmt: skip
+    install.add_argument(
+        "--foreground", action="store_true",
+        help="stay, print events and offer them to `restrict events`, until a signal",
+    )  # fmt: skip
+    add("status", "tell what is guarded, for everybody", _status)
+    protect = add("protect", "guard one more bpf filesystem", _protect)
+    protect.add_argument("directory", help="a directory on it")
+    add("list", "tell the registered ids", _list)
+    for name, words in (
+        ("register", "give no fd of an object by its id to others"),
+        ("unregister", "take that back"),
+    ):
+        command = add(name, words, _register)
+        command.add_argument("kind", choices=PINS_KINDS)
+        command.add_argument("id", type=int)
+        command.set_defaults(forget=name == "unregister")
+    delegate = add("delegate", "give a process the owner's rights beside the owner", _delegate)
+    delegate.add_argument("process", type=int, metavar="PID", help="0 takes them back")
+    add("watch", "print events and offer them to `restrict events`, until a signal", _watch)
+    add("uninstall", "disarm and take away", _uninstall)

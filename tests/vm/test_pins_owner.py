@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The pins policy's own life: owner, deputy, nobody; its own objects; what it cannot stop."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+
+from pybpf.errors import KernelError
+from pybpf.sys import bpf
+from restrict import cli, pins, pins_status
+from restrict.errors import RestrictError
+from tests.vm import probes, probes_bpf
+from tests.vm.outcome import ALLOWED, refused, trial
+from tests.vm.pins_attacks import ATTACKS, Attack
+from tests.vm.pins_policy import (
+    PLAN,
+    as_deputy,
+    attack,
+    policy_of,
+    prepare,
+    protect,
+    read_events,
+)
+from tests.vm.pins_tree import (
+    _AT_FDCWD,
+    BASE,
+    FREE,
+    MID,
+    PINS,
+    Tree,
+    call,
+    exists,
+    in_namespace,
+    mount,
+    private,
+    umount,
+)
+from tests.vm.scenario import Guest, Scenario
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from restrict.pins import Pins
+    from tests.vm.outcome import Outcome
+
+owner = Scenario("pins_owner", append="rcupdate.rcu_expedited=1", timeout=900)
+owner.setup(prepare)
+
+DETACH = 2
+
+
+class _unarmed:
+    def __init__(self, policy: Pins) -> None:
+        self._policy = policy
+
+    def __enter__(self) -> None:
+        self._policy.disarm()
+
+    def __exit__(self, *exc: object) -> None:
+        self._policy.arm()
+
+
+def act(function: Callable[..., object], *arguments: object) -> Outcome:
+    """What comes of an act, in a child."""
+
+    def run() -> int:
+        try:
+            function(*arguments)
+        except KernelError as error:
+            raise OSError(error.errno, str(error)) from None
+        return 0
+
+    return probes.attempt(lambda begin: begin(run))
+
+
+def told(guest: Guest, *wanted: tuple[str, str]) -> None:
+    """Exactly these events, all of them denials, wait in the ring buffer."""
+    found = read_events(guest)
+    assert [(e.operation, e.reason, e.verdict) for e in found] == [
+        (*words, "denied") for words in wanted
+    ], [e.text() for e in found]
+
+
+def _at_home(guest: Guest) -> Tree:
+    """A guarded tree, in a mount namespace of this case's own."""
+    private()
+    tree = Tree()
+    protect(policy_of(guest), tree)
+    read_events(guest)
+    return tree
+
+
+# ── its own objects ──
+
+
+@owner.case()
+def own_objects(guest: Guest) -> None:
+    """Each map, program and link: an fd by id for nobody but the owner."""
+    policy = policy_of(guest)
+    with policy.globals() as values:
+        ids = {kind: values.ids(f"guard_{kind}_ids") for kind in ("map", "program", "link")}
+    assert [len(ids[kind]) for kind in ("map", "program", "link")] == [5, 26, 26]
+    for kind, numbers in ids.items():
+        for number in numbers:
+            with _unarmed(policy):
+                guest.expect(probes_bpf.fd_by_id(kind, number), ALLOWED)
+            read_events(guest)
+            guest.expect(probes_bpf.fd_by_id(kind, number), refused())
+            told(guest, (f"bpf_{kind}", f"guard_{kind}"))
+
+
+@owner.case()
+def own_pins(guest: Guest) -> None:
+    policy = policy_of(guest)
+    folder = f"{pins.FOLDER}/guard"
+    names = sorted(os.listdir(folder))
+    assert len(names) == 25 + 4, names  # links but the status' one; maps but .rodata
+    for name in names:
+        with _unarmed(policy):
+            guest.expect(act(bpf.obj_get, f"{folder}/{name}"), ALLOWED)
+        read_events(guest)
+        guest.expect(act(bpf.obj_get, f"{folder}/{name}"), refused())
+        told(guest, ("open", "guarded"))
+        guest.expect(act(os.unlink, f"{folder}/{name}"), refused())
+        told(guest, ("unlink", "guarded"))
+
+
+@owner.case()
+def status_file(guest: Guest) -> None:
+    """Readable by all; not to be opened as a link, whose program could be replaced."""
+    path = f"{pins.FOLDER}/pins"
+
+    def as_nobody() -> None:
+        os.setgid(65534)
+        os.setuid(65534)
+        with open(path) as file:
+            assert "armed 1" in file.read()
+
+    guest.expect(act(as_nobody), ALLOWED)
+    guest.expect(act(os.access, path, os.R_OK), ALLOWED)
+    read_events(guest)
+    with _unarmed(policy_of(guest)):
+        guest.expect(act(bpf.obj_get, path), ALLOWED)
+    for flags in (0, 8):
+        guest.expect(act(bpf.obj_get, path, flags), refused())
+        told(guest, ("open", "guarded"))
+    guest.expect(act(os.chmod, path, 0o600), refused())
+    told(guest, ("attributes", "guarded"))
+
+
+@owner.case()
+def the_system_itself(guest: Guest) -> None:
+    """Where it is installed: the ways that facts and tools know; all refused, nothing lost."""
+    links = len(os.listdir(f"{pins.FOLDER}/guard"))
+    for path, reason in (
+        (pins.FOLDER, "mount"), ("/sys/fs/bpf", "ancestor"), ("/sys", "ancestor"),
+        ("/", "ancestor"),
+    ):  # fmt: skip
+        guest.expect(act(umount, path, DETACH), refused())
+        told(guest, ("umount", reason))
+    os.makedirs("/run/a", exist_ok=True)
+    guest.expect(act(mount, "/sys/fs/bpf", "/run/a", None, 8192), refused())
+    told(guest, ("move", "unknown"))
+
+    def without_mount() -> int:
+        umount(pins.FOLDER, DETACH)
+        os.rmdir(pins.FOLDER)
+        return 0
+
+    guest.expect(act(in_namespace, private, without_mount), refused())
+    told(guest, ("rmdir", "mount_point"))
+    # In a namespace of its own everybody may take it away, for that namespace.
+    guest.expect(act(in_namespace, private, lambda: umount("/sys", DETACH)), ALLOWED)
+    assert len(os.listdir(f"{pins.FOLDER}/guard")) == links
+    assert pins_status.guarded(pins.FOLDER)
+
+
+@owner.case()
+def trace_the_owner(guest: Guest) -> None:
+    def seize() -> None:
+        call("ptrace", 0x4206, 1, None, None)
+
+    with _unarmed(policy_of(guest)):
+        guest.expect(act(seize), ALLOWED)
+    read_events(guest)
+    guest.expect(act(seize), refused())
+    told(guest, ("ptrace", "ptrace_owner"))
+
+
+@owner.case()
+def switch_tracing_off(guest: Guest) -> None:
+    def write() -> None:
+        with open("/proc/sys/kernel/ftrace_enabled", "w") as file:
+            file.write("1")
+
+    with _unarmed(policy_of(guest)):
+        guest.expect(act(write), ALLOWED)
+    read_events(guest)
+    guest.expect(act(write), refused())
+    told(guest, ("sysctl", "switches_off"))
+
+
+@owner.case(lanes=["7.3"])
+def label(guest: Guest) -> None:
+    """Its root is marked, for whoever looks."""
+    assert os.getxattr(pins.FOLDER, pins.LABEL) == b"pins"
+    guest.expect(act(os.removexattr, pins.FOLDER, pins.LABEL), refused())
+    told(guest, ("attributes", "guarded"))
+    guest.expect(act(os.setxattr, pins.FOLDER, pins.LABEL, b"x"), refused())
+
+
+# ── who may ──
+
+
+def _add_deputy(tried: Attack) -> None:
+    def case(guest: Guest) -> None:
+        outcome, seen, alive = attack(guest, tried, guard=True, deputy=True)
+        guest.expect(outcome, tried.control)
+        assert not seen, seen
+        assert alive != tried.kills
+
+    owner.case(name=f"deputy_{tried.name}", lanes=tried.lanes)(case)
+
+
+for _attack in ATTACKS:
+    if _attack.name in (
+        "unlink", "rename_away", "mkdir", "obj_pin", "chmod", "get_link", "get_map",
+        "umount_lazy", "umount_parent", "spread_from_below", "remove_mount_point", "move",
+        "move_the_old_way", "pivot_root", "cover", "remount", "map_by_id", "link_by_id", "detach",
+    ):  # fmt: skip
+        _add_deputy(_attack)
+
+
+@owner.case()
+def not_the_same_process(guest: Guest) -> None:
+    """The owner's number alone is not enough: one may be given out again."""
+    policy = policy_of(guest)
+    tree = _at_home(guest)
+    with policy.globals() as values:
+        values.set("deputy_start_ticks", 1)
+        values.set("deputy_tgid", os.getpid())
+    guest.expect(trial(lambda: os.unlink(f"{PINS}/link")), refused())
+    policy.delegate(os.getpid())
+    guest.expect(trial(lambda: os.unlink(f"{PINS}/map")), ALLOWED)
+    policy.delegate(None)
+    guest.expect(trial(lambda: os.unlink(f"{PINS}/link")), refused())
+    assert tree.alive()
+
+
+@owner.case()
+def moved_by_the_owner(guest: Guest) -> None:
+    """It is the filesystem that is guarded: where it goes, and what was above it before."""
+    policy = policy_of(guest)
+    tree = _at_home(guest)
+    with as_deputy(policy):
+        mount(PINS, FREE, None, 8192)
+        mount("none", FREE, None, 32)
+    read_events(guest)
+    guest.expect(act(umount, FREE, DETACH), refused())
+    told(guest, ("umount", "mount"))
+    guest.expect(act(os.unlink, f"{FREE}/link"), refused())
+    guest.expect(act(umount, BASE, DETACH), refused())
+    guest.expect(act(umount, MID, DETACH), ALLOWED)
+    assert tree.alive()
+
+
+@owner.case()
+def a_copy_takes_over(guest: Guest) -> None:
+    """As at a soft reboot: the owner goes on with a copy, and the old mount goes."""
+    policy = policy_of(guest)
+    tree = _at_home(guest)
+    mount(PINS, FREE, None, 4096)
+    # Until then the copy may come and go.
+    guest.expect(act(umount, FREE), ALLOWED)
+    mount(PINS, FREE, None, 4096)
+    with as_deputy(policy):
+        umount(PINS)
+    read_events(guest)
+    guest.expect(act(umount, FREE), refused())
+    told(guest, ("umount", "mount"))
+    assert tree.alive()
+
+
+@owner.case()
+def only_reported(guest: Guest) -> None:
+    policy = policy_of(guest)
+    tree = _at_home(guest)
+    policy.arm(audit=True)
+    try:
+        guest.expect(act(os.unlink, f"{PINS}/link"), ALLOWED)
+        guest.expect(act(umount, PINS, DETACH), ALLOWED)
+        seen = [(e.operation, e.reason, e.verdict) for e in read_events(guest)]
+    finally:
+        policy.arm()
+    assert seen == [("unlink", "guarded", "audited"), ("umount", "mount", "audited")]
+    assert not tree.alive()
+
+
+@owner.case()
+def strictly(guest: Guest) -> None:
+    """With `strict` nobody else unmounts lazily, where it could spread."""
+    policy = policy_of(guest)
+    _at_home(guest)
+    mount("tmpfs", FREE, "tmpfs")
+    with policy.globals() as values:
+        values.set("strict", 1)
+    try:
+        guest.expect(act(umount, FREE, DETACH), refused())
+        told(guest, ("umount", "race"))
+        guest.expect(act(in_namespace, private, lambda: umount(BASE, DETACH)), ALLOWED)
+        guest.expect(act(umount, FREE), ALLOWED)
+    finally:
+        with policy.globals() as values:
+            values.set("strict", 0)
+
+
+@owner.case()
+def deeper_than_is_looked(guest: Guest) -> None:
+    """Below 64 mounts nothing can be told any more, and everything is refused."""
+    private()
+    os.makedirs(BASE, exist_ok=True)
+    mount("tmpfs", BASE, "tmpfs")
+    os.mkdir(f"{BASE}/free")
+    path = BASE
+    for _ in range(70):
+        path += "/d"
+        os.mkdir(path)
+        mount("tmpfs", path, "tmpfs")
+    mount("bpf", path, "bpf")
+    mount("tmpfs", f"{BASE}/free", "tmpfs")
+    policy = policy_of(guest)
+    with as_deputy(policy):
+        assert policy.protect(path)
+    read_events(guest)
+    guest.expect(act(umount, f"{BASE}/free", 0), refused())
+    told(guest, ("umount", "too_many"))
+    with as_deputy(policy):
+        umount(path)
+
+
+# ── what cannot be stopped ──
+
+
+@owner.case()
+def limit_namespace_exit(guest: Guest) -> None:
+    """The last process of a mount namespace ends: its mounts go, no hook is asked. A pin in a
+    second filesystem, whose mount is in another namespace, keeps the link."""
+    policy = policy_of(guest)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        private()
+        twice = Tree(keep=True)
+        protect(policy, twice)
+        with as_deputy(policy):
+            bpf.obj_pin(twice.link_fd, f"{pins.FOLDER}/second")
+            lost = Tree()  # covers the other
+        protect(policy, lost)
+        os.write(writer, struct.pack("=2I", twice.link, lost.link))
+        os._exit(0)
+    os.close(writer)
+    kept, lost_link = struct.unpack("=2I", os.read(reader, 8))
+    os.waitpid(child, 0)
+    try:
+        for _ in range(500):
+            if not exists("link", lost_link):
+                break
+            time.sleep(0.02)
+        assert not exists("link", lost_link), "the namespace's end should have taken it"
+        assert exists("link", kept), "it was pinned twice"
+    finally:
+        with as_deputy(policy):
+            os.unlink(f"{pins.FOLDER}/second")
+
+
+@owner.case()
+def limit_mount_setattr(guest: Guest) -> None:
+    """mount_setattr(2) has no hook: anybody makes the mount read-only. The pins stay; the owner
+    makes it writable again."""
+    policy = policy_of(guest)
+    tree = _at_home(guest)
+
+    def read_only(on: bool) -> int:
+        words = struct.pack("=4Q", int(on), int(not on), 0, 0)
+        return call("mount_setattr", _AT_FDCWD, PINS, 0, words, len(words))
+
+    guest.expect(act(read_only, True), ALLOWED)
+    with as_deputy(policy):
+        guest.expect(trial(lambda: os.mkdir(f"{PINS}/x")), refused(errno.EROFS))
+        read_only(False)
+        os.mkdir(f"{PINS}/x")
+    assert tree.alive()
+
+
+# ── installing ──
+
+
+@owner.case()
+def undone(guest: Guest) -> None:
+    """Whatever step fails, nothing is left: no mount, directory, link, map."""
+    path = "/run/undone"
+    before = {kind: probes_bpf.ids(kind) for kind in ("link", "map", "program")}
+
+    def fail_at(wanted: str) -> Callable[[str], None]:
+        def step(name: str) -> None:
+            if name == wanted:
+                raise RestrictError("stop")
+
+        return step
+
+    plan = pins.load_plan(PLAN)
+    for name in ("filesystem", "load", "attach", "pins", "guard", "arm"):
+        try:
+            pins.install(plan, path=path, step=fail_at(name))
+        except RestrictError as error:
+            message = str(error)
+        else:
+            message = "it did not fail"
+        assert name in message, message
+        assert not os.path.exists(path), name
+        for _ in range(100):
+            after = {kind: probes_bpf.ids(kind) for kind in before}
+            if after == before:
+                break
+            time.sleep(0.05)
+        assert after == before, name
+
+
+def _command(*words: str) -> tuple[int, dict[str, object]]:
+    reader, writer = os.pipe()
+    saved = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        code = cli.main(["pins", *words, "--json", "--path", "/run/commands"])
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(writer)
+    with open(reader) as file:
+        text = file.read()
+    return code, json.loads(text) if text else {}
+
+
+@owner.case()
+def commands(guest: Guest) -> None:
+    """The owner's commands, in one process: who ends is the owner no more."""
+    code, found = _command("install", "--audit")
+    assert code == 0
+    assert (found["mode"], found["owner"]) == ("audit", os.getpid())
+    code, found = _command("status")
+    assert (code, found["in_force"], found["owner_alive"]) == (0, True, True)
+    code, found = _command("register", "map", "12345")
+    assert (code, found["found"]) == (0, True)
+    assert _command("list")[1]["map"] == [12345]
+    assert _command("unregister", "map", "12345")[0] == 0
+    assert _command("unregister", "map", "12345")[0] == 1
+    assert _command("delegate", "1")[0] == 0
+    assert _command("status")[1]["deputy"] == 1
+    os.makedirs("/run/second", exist_ok=True)
+    mount("bpf", "/run/second", "bpf")
+    assert _command("protect", "/run/second")[1]["new"] is True
+    assert _command("protect", "/run/second")[1]["new"] is False
+    assert _command("protect", "/run")[0] == 1
+    assert len(_command("status")[1]["filesystems"]) == 2  # type: ignore[arg-type]
+    assert _command("install")[0] == 1
+    code, found = _command("uninstall")
+    assert (code, found["links_held"]) == (0, [])
+    assert not os.path.exists("/run/commands")
+    assert _command("status")[0] == 1
+    umount("/run/second")
+
+
+@owner.case()
+def nobody_owns_it(guest: Guest) -> None:
+    """Last: the installer has ended; until reboot nobody unloads it."""
+    path = "/run/nobody"
+    program = [sys.executable, "-m", "restrict", "pins"]
+    done = subprocess.run(
+        [*program, "install", "--path", path], capture_output=True, text=True, cwd="/project"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nobody can unload it" in done.stdout
+    found = pins_status.read(path)
+    assert found is not None
+    assert (found.in_force, found.owner_alive) == (True, False)
+    done = subprocess.run(
+        [*program, "uninstall", "--path", path], capture_output=True, text=True, cwd="/project"
+    )
+    assert done.returncode == 1
+    guest.note(done.stderr)
+    assert "EPERM" in done.stderr
+    guest.expect(act(umount, path, DETACH), refused())
+    guest.expect(act(os.unlink, f"{path}/guard/link_pins_unlink"), refused())
+    assert pins_status.guarded(path, folder=path)
