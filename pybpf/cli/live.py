@@ -32,6 +32,7 @@ from pybpf.btf.consts import (
     KIND_UNION,
     KIND_VAR,
 )
+from pybpf.btf.dedup import dedup
 from pybpf.btf.layout import layout
 from pybpf.btf.model import Btf
 from pybpf.cli.common import emit, plain
@@ -102,6 +103,17 @@ def add_btf(parser: argparse.ArgumentParser) -> None:
     found.add_argument("--json", action="store_true", help="a line of JSON each")
     found.add_argument("--base", metavar="FILE", help="base of split BTF")
     found.add_argument("--type", metavar="NAME", help="only types of this name, and what they need")
+    found = actions.add_parser("merge", help="the types of several, each of them once")
+    found.add_argument("files", metavar="vmlinux|ID|FILE", nargs="+", help="as for dump")
+    found.add_argument("-o", "--output", metavar="FILE", required=True, help="raw BTF to write")
+    found = actions.add_parser(
+        "minimal", help="of a kernel's types, what relocating these objects needs"
+    )
+    found.add_argument("files", metavar="OBJ", nargs="+", help="BPF object file")
+    found.add_argument("-o", "--output", metavar="FILE", required=True, help="raw BTF to write")
+    found.add_argument(
+        "--btf", metavar="FILE", help="raw vmlinux BTF of the kernel (default: the running one)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
         "list": _list,
         "show": _show,
         "dump": _dump_btf if args.kind == "btf" else _dump,
+        "merge": _merge,
+        "minimal": _minimal,
     }
     return actions[args.action](args)
 
@@ -275,7 +289,7 @@ def _type_map(found: Map) -> list[tuple[str, int, Any]] | None:
 
 
 def _dump_btf(args: argparse.Namespace) -> int:
-    btf = _find_btf(args)
+    btf = _find_btf(args.which, args.base)
     wanted = None
     if args.type is not None:
         wanted = btf.find(args.type)
@@ -318,8 +332,34 @@ def _type_as_json(btf: Btf, type_id: int) -> dict[str, Any]:
     return out
 
 
-def _find_btf(args: argparse.Namespace) -> Btf:
-    which = args.which
+def _merge(args: argparse.Namespace) -> int:
+    data, _ = dedup([_find_btf(which) for which in args.files])
+    with open(args.output, "wb") as file:
+        file.write(data)
+    return 0
+
+
+def _minimal(args: argparse.Namespace) -> int:
+    from pybpf.cli.common import read_object
+    from pybpf.compiler import Target
+    from pybpf.compiler.listing import listing
+    from pybpf.reloc.core_minimal import minimal
+
+    btf = Btf.open(args.btf) if args.btf else Btf.vmlinux()
+    target = Target(btf=btf)
+    outcomes = []
+    for path in args.files:
+        for program in listing(read_object(path), target).programs:
+            if program.error is not None:
+                raise program.error
+            for told in program.outcomes.values():
+                outcomes += told
+    with open(args.output, "wb") as file:
+        file.write(minimal(btf, outcomes))
+    return 0
+
+
+def _find_btf(which: str, base_file: str | None = None) -> Btf:
     if which == "vmlinux":
         return Btf.vmlinux()
     if which.isdigit():
@@ -338,7 +378,7 @@ def _find_btf(args: argparse.Namespace) -> Btf:
         if found is None:
             raise FormatError("the object has no BTF.", object=which)
         return found
-    base = Btf.open(args.base) if args.base else None
+    base = Btf.open(base_file) if base_file else None
     return Btf.open(which, base=base)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pybpf
+from pybpf.btf.model import Btf
 from pybpf.cli import main
 
 FEATURES = Path(__file__).parent.parent / "objects/features.bpf.o"
@@ -93,6 +94,29 @@ def test_calls_and_maps_of_a_program_have_names(live: pybpf.Object, capsys: Outp
     with open("/proc/kallsyms") as file:
         hidden = "__bpf_call_base" not in file.read()
     assert hidden or not any("unknown#" in line for line in dumped)
+
+
+def test_merging_types(tmp_path: Path, capsys: Output) -> None:
+    out = tmp_path / "merged.btf"
+    objects = [str(FEATURES), str(LIVE)]
+    assert main(["btf", "merge", *objects, str(FEATURES), "-o", str(out)]) == 0
+    merged = Btf.open(str(out))
+    assert len(merged.find("pair")) == 1
+    assert main(["btf", "dump", str(out), "--format", "c"]) == 0
+    assert "struct pair {" in capsys.readouterr().out
+
+
+def test_the_types_that_objects_need(tmp_path: Path, capsys: Output) -> None:
+    """A few kilobytes of vmlinux give the same instructions as all of it."""
+    out = tmp_path / "min.btf"
+    assert main(["btf", "minimal", str(FEATURES), "-o", str(out)]) == 0
+    assert out.stat().st_size < 20_000
+    results = []
+    for btf in (str(out), "/sys/kernel/btf/vmlinux"):
+        assert main(["relocate", str(FEATURES), "--btf", btf, "--json"]) in (0, 1)
+        (row,) = capsys.readouterr().out.splitlines()
+        results.append({p["name"]: p["insns"] for p in json.loads(row)["programs"]})
+    assert results[0]["first"] == results[1]["first"] != ""
 
 
 def test_types_as_json(capsys: Output) -> None:
