@@ -59,11 +59,13 @@ def spec(
     filesystems: Sequence[str] = ("erofs", "squashfs"),
     deny_ptrace: bool = False,
     gate_device_mapper: bool = False,
+    policy_version: int | None = None,
 ) -> ObjectSpec:
     """The object's spec with the settings in its .rodata and restrict's own programs loaded.
 
     gate_device_mapper: nobody but the owner may change device-mapper tables (other users of the
     device mapper, LVM or LUKS, stop working once the policy is armed).
+    policy_version: what an upgrade compares (default: the object's own).
     """
     from pybpf import elf
 
@@ -74,6 +76,10 @@ def spec(
         found, "filesystem_magics", b"".join(n.to_bytes(4, "little") for n in numbers)
     )
     found = set_variable(found, "deny_ptrace", int(deny_ptrace).to_bytes(4, "little"))
+    if policy_version is not None:
+        if not 0 < policy_version < 1 << 32:
+            raise ConfigError(f"a version is a number from 1 to {(1 << 32) - 1}.")
+        found = set_variable(found, "policy_version", policy_version.to_bytes(4, "little"))
     for name in _BY_RESTRICT:
         found = found.with_program(name, autoload=True, autoattach=False)
     if gate_device_mapper:
@@ -100,6 +106,7 @@ def build(
     filesystems: Sequence[str] = ("erofs", "squashfs"),
     deny_ptrace: bool = False,
     gate_device_mapper: bool = False,
+    policy_version: int | None = None,
 ) -> Plan:
     """The policy's Plan, relocated by the kernel that runs it: one for all kernels."""
     from pybpf.compiler import compile as compile_plan
@@ -109,6 +116,7 @@ def build(
         filesystems=filesystems,
         deny_ptrace=deny_ptrace,
         gate_device_mapper=gate_device_mapper,
+        policy_version=policy_version,
     )
     return compile_plan(found, relocate="kernel")
 

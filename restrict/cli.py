@@ -58,6 +58,7 @@ def _enable(arguments: argparse.Namespace) -> int:
     owner = arguments.owner
     if owner is not None and not os.path.isdir(f"/proc/{owner}"):
         raise RestrictError(f"there is no process {owner} to own the policy.")
+    kept = keep_cli.chosen(arguments)
     present = None if arguments.no_status else status.read()
     if present is not None and present.in_force and not arguments.force:
         raise RestrictError(
@@ -74,7 +75,7 @@ def _enable(arguments: argparse.Namespace) -> int:
     )
     # No filter of our own: it would cover this process alone, and what it starts, which is nothing.
     poke_refused, poke = seccomp.report()
-    if arguments.keep == "pins":
+    if kept == "pins":
         return keep_cli.enable(arguments, plan, trusted, before_arm)
     stop = wait_signals()
     with fsaccess.enable(
@@ -197,6 +198,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
         filesystems=arguments.filesystem or ("erofs", "squashfs"),
         deny_ptrace=arguments.deny_ptrace,
         gate_device_mapper=arguments.gate_device_mapper,
+        policy_version=arguments.policy_version,
     )
     size = bundle.write(plan, arguments.output)
     if arguments.json:
@@ -261,11 +263,17 @@ def _parser() -> argparse.ArgumentParser:
 
     add("check", "tell whether every prerequisite of enforcement is there", _check)
 
+    from restrict.keep import names as keep_names
+
     enable = add("enable", "enforce", _enable)
     enable.add_argument(
-        "--keep", choices=("process", "pins"), default="process",
-        help="what keeps the policy: this process, or pins in a bpf filesystem (it then ends)",
+        "--keep", choices=keep_names("enable"),
+        help="what keeps it: this process, or pins in a bpf filesystem under the pins policy "
+        "(this process then ends); default: this process",
     )  # fmt: skip
+    enable.add_argument(
+        "--unguarded", action="store_true", help="with --keep pins: without the pins policy"
+    )
     enable.add_argument("--mode", choices=("exec",), default="exec", help="what is restricted")
     enable.add_argument("--audit", action="store_true", help="report, but deny nothing")
     enable.add_argument(
@@ -287,7 +295,10 @@ def _parser() -> argparse.ArgumentParser:
     enable.add_argument("--events", action="store_true", help="print events as they come")
     enable.add_argument("--no-events", action="store_true", help="offer no socket for events")
     enable.add_argument("--no-status", action="store_true", help="pin no status in bpffs")
-    enable.add_argument("--foreground", action="store_true", help="the default, and the only way")
+    enable.add_argument(
+        "--foreground", action="store_true",
+        help="until this process ends: --keep process (so do --events and --no-status)",
+    )  # fmt: skip
 
     status = add("status", "tell what is in force", _status)
     status.add_argument("--path", help="pinned status file")
@@ -317,6 +328,9 @@ def _parser() -> argparse.ArgumentParser:
         "--gate-device-mapper", action="store_true",
         help="nobody but the owner changes device-mapper tables (stops LVM, LUKS …)",
     )  # fmt: skip
+    bundle.add_argument(
+        "--policy-version", type=int, metavar="N", help="what an upgrade compares (the object's)"
+    )
 
     from restrict.initramfs_cli import add_parser as add_initramfs
     from restrict.pins_cli import add_parser as add_pins

@@ -8,7 +8,7 @@
 A link that is pinned stays attached without any process. Which generation is in force is not
 written down anywhere: it is what the generations' own ``armed`` say, so that there is no record
 that could be wrong after a crash. A folder whose generation is not armed is what a killed process
-left behind.
+left behind. Of two that are armed both must allow what is allowed; the newer one stays.
 
 Pins of themselves keep nobody off: root unlinks them or unmounts the filesystem. The pins policy
 over the filesystem does. Maps are opened by the owner alone (fsaccess' own guard).
@@ -25,10 +25,12 @@ import os
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
-from restrict import fsaccess, status
+from restrict import fsaccess, pins, pins_status, status
 from restrict.errors import KernelError, RestrictError
 from restrict.fsaccess import Policy
-from restrict.guard import offsets_of
+from restrict.guard import COMMON, GLOBALS, Globals, start_ticks
+from restrict.keep import is_alive
+from restrict.mounts import unmount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +39,25 @@ if TYPE_CHECKING:
 
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
+    from restrict.status import Status
 
-__all__ = ["FOLDER", "Generation", "Turn", "clean", "enable", "generations", "in_force", "pin"]
+__all__ = [
+    "FOLDER",
+    "KEPT",
+    "Generation",
+    "Turn",
+    "appoint",
+    "clean",
+    "enable",
+    "generations",
+    "in_force",
+    "make",
+    "places_of",
+    "publish",
+    "require_owner",
+]
 
+KEPT = 2  # enum policy_keep, POLICY_KEPT_BY_PINS
 FOLDER = "/sys/fs/bpf/restrict/kept"
 _LINK, _MAP, _STATUS = "link_", "map_", "status"
 
@@ -52,19 +70,24 @@ def _pin_name(name: str) -> str:
 class Generation:
     """The pins of one generation. number: 1 for the first."""
 
-    __slots__ = ("folder", "number")
+    __slots__ = ("folder", "number", "parent")
 
     def __init__(self, number: int, folder: str = FOLDER) -> None:
         self.number = number
+        self.parent = folder
         self.folder = f"{folder}/g{number}"
 
     @property
     def status_path(self) -> str:
         return f"{self.folder}/{_STATUS}"
 
-    def status(self) -> status.Status | None:
+    def status(self) -> Status | None:
         """What it says of itself; None if it has no status (it was left half made)."""
         return status.read(self.status_path)
+
+    def is_in_force(self) -> bool:
+        found = self.status()
+        return found is not None and found.in_force
 
     def names(self) -> list[str]:
         """Its pins, sorted; empty if there is no such folder."""
@@ -81,26 +104,9 @@ class Generation:
         """Open one of its maps: the owner's right alone. Raises KernelError."""
         return Map.from_pin(f"{self.folder}/{_MAP}{_pin_name(name)}")
 
-    def open(self, plan: Plan) -> Policy:
-        """The policy of these pins, for its owner; closing it ends nothing.
-
-        plan: tells where in .bss the globals are. Raises KernelError (EPERM: not the owner).
-        """
-        opened: list[Link | Map] = []
-        try:
-            links = {}
-            for name in self.links():
-                links[name] = Link.from_pin(f"{self.folder}/{_LINK}{name}")
-                opened.append(links[name])
-            bss = self.map(".bss")
-            opened.append(bss)
-            events = self.map("events")
-            opened.append(events)
-            return Policy(links, bss, bss.value_size, events, offsets_of(plan.variables))
-        except BaseException:
-            for handle in opened:
-                handle.close()
-            raise
+    def globals(self) -> _Kept:
+        """Its globals, for its owner, in a ``with`` block."""
+        return _Kept(self.map(".bss"))
 
     def remove(self) -> None:
         """Unpin everything, links first: with the last reference to a link its program detaches.
@@ -151,13 +157,17 @@ def generations(folder: str = FOLDER) -> list[Generation]:
 
 def in_force(folder: str = FOLDER) -> list[Generation]:
     """The generations that are armed and attached, oldest first: usually one, two for a moment
-    of an upgrade (or after one was killed), both of which must allow what is allowed."""
+    of an upgrade, or after one was killed.
+
+    Where one enforces, those that are in audit mode do not count: they would not replace it.
+    """
     found = []
     for generation in generations(folder):
         state = generation.status()
         if state is not None and state.in_force:
-            found.append(generation)
-    return found
+            found.append((generation, state.audit))
+    enforcing = [generation for generation, audit in found if not audit]
+    return enforcing or [generation for generation, _ in found]
 
 
 class Turn:
@@ -188,7 +198,8 @@ class Turn:
                 errno=e.errno or 0,
                 call="flock" if busy else "mkdir",
                 path=self._folder,
-                hint="Wait for it to end." if busy
+                hint="Wait for it to end."
+                if busy
                 else "Mount a bpf filesystem: mount -t bpf bpf /sys/fs/bpf.",
             ) from None
         return self
@@ -203,40 +214,180 @@ def clean(folder: str = FOLDER) -> list[int]:
     """Remove what killed processes left: generations that are not in force, and all but the
     newest of those that are. Returns their numbers. Call it inside a Turn.
     """
-    alive = {generation.number for generation in in_force(folder)}
-    keep = max(alive, default=0)
+    alive = in_force(folder)
+    newest = alive[-1] if alive else None
     removed = []
-    for generation in generations(folder):
-        if generation.number != keep:
-            generation.remove()
-            removed.append(generation.number)
+    others = [g for g in generations(folder) if newest is None or g.number != newest.number]
+    if others and newest is not None:
+        with Link.from_pin(newest.status_path) as link:
+            publish(link)
+    for generation in others:
+        generation.remove()
+        removed.append(generation.number)
     return removed
 
 
-def pin(
-    generation: Generation, obj: Object, links: Mapping[str, Link], state: Link | None
-) -> None:
-    """Pin the attached object: links, maps and the status iterator.
-
-    Raises KernelError; what was pinned until then is the caller's to remove.
-    """
+def publish(link: Link, path: str = fsaccess.PIN) -> None:
+    """Make this status iterator the one that everybody reads, in one step (rename)."""
+    new = f"{path}_new"
     try:
-        os.mkdir(generation.folder, 0o700)
+        _gone(os.unlink, new)
+        link.pin(new)
+        os.chmod(new, 0o444)
+        os.rename(new, path)
     except OSError as e:
         raise KernelError(
-            f"no folder for the pins: {e.strerror}.",
+            f"the status cannot be shown: {e.strerror}.",
             errno=e.errno or 0,
-            call="mkdir",
-            path=generation.folder,
+            call="rename",
+            path=path,
         ) from None
-    # The status last: a folder without one was not finished.
+
+
+def places_of(found: Map, name: str = ".bss") -> dict[str, tuple[int, int]]:
+    """{variable: (offset, size)} of a map of globals, from the BTF that the kernel has of it.
+
+    So it is right for a generation that another version of this program has made.
+    """
+    from pybpf.btf.model import Btf
+    from pybpf.kernel.btf import BtfObject
+
+    info = found.info()
+    if not info["btf_id"]:
+        raise RestrictError("the kernel knows no types of it.", map=name)
+    with BtfObject.from_id(info["btf_id"]) as btf:
+        types = Btf.parse(btf.data(), name=name)
+        section = types.type(info["btf_value_type_id"])
+        return {types.type(v.type).name: (v.offset, v.size) for v in section.variables}
+
+
+class _Kept(Globals):
+    """The globals of a pinned .bss, whose places come from the kernel; closes the map."""
+
+    __slots__ = ("_bss",)
+
+    def __init__(self, bss: Map) -> None:
+        self._bss = bss
+        try:
+            places = places_of(bss)
+            known = {n: p for n, p in places.items() if n in GLOBALS}
+            missing = set(COMMON) - set(known)
+            if missing:
+                raise RestrictError(f"it has no {', '.join(sorted(missing))}.", map=".bss")
+            super().__init__(bss.fileno(), bss.value_size, known)
+        except BaseException:
+            bss.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self._bss.close()
+
+
+def require_owner(state: Status, what: str) -> None:
+    """Raise RestrictError, which says who the owner is, unless this process is it or its deputy.
+
+    The kernel would refuse as well (EPERM); this tells why.
+    """
+    me = os.getpid()
+    for tgid, ticks in (
+        (state.owner, state.owner_start_ticks), (state.deputy, state.deputy_start_ticks),
+    ):  # fmt: skip
+        if tgid == me and (tgid == 1 or ticks == start_ticks()):
+            return
+    alive = is_alive(state.owner, state.owner_start_ticks)
+    if not state.owner:
+        who, hint = "it has no owner", "It stays as it is until the next boot."
+    elif state.owner == 1:
+        who = "its owner is process 1"
+        hint = "PID 1 itself must execute the command, or appoint this process as its deputy."
+    elif alive:
+        who = f"its owner is process {state.owner}"
+        hint = "That process must do it: exec keeps the number. Or it appoints a deputy."
+    else:
+        who = f"its owner was process {state.owner}, which has ended"
+        hint = "It stays as it is until the next boot."
+    raise RestrictError(
+        f"{what} is the right of the policy's owner; {who}, and this is process {me}.", hint=hint
+    )
+
+
+def appoint(pid: int | None, folder: str = FOLDER) -> None:
+    """Give another process the owner's rights beside the owner (None: take them back), in the
+    generations in force and in the pins policy over them.
+
+    Raises RestrictError if nothing is in force or this process is not the owner.
+    """
+    with Turn(folder):
+        for generation in in_force(folder) or _nothing(folder):
+            state = generation.status()
+            if state is not None:
+                require_owner(state, "appointing a deputy")
+            with generation.globals() as values:
+                # While they are exchanged nobody is the deputy: tgid 0 fits no process.
+                values.set("deputy_tgid", 0)
+                if pid is not None:
+                    values.set("deputy_start_ticks", start_ticks(pid))
+                    values.set("deputy_tgid", pid)
+        if pins_status.guarded(folder):
+            guard = pins.open_pinned(os.path.dirname(folder))
+            if guard is not None:
+                with guard:
+                    guard.delegate(pid)
+
+
+def _nothing(folder: str) -> list[Generation]:
+    raise RestrictError("no policy is kept by pins.", path=folder)
+
+
+def _pin(generation: Generation, obj: Object, links: Mapping[str, Link]) -> None:
+    """Pin maps and links of the attached object; the folder is there already."""
     for name, found in obj.maps.items():
         found.pin(f"{generation.folder}/{_MAP}{_pin_name(name)}")
     for name, link in links.items():
         link.pin(f"{generation.folder}/{_LINK}{name}")
-    if state is None:
-        raise RestrictError("a plan without the status program cannot be kept by pins.")
-    state.pin(generation.status_path)
+
+
+def make(
+    generation: Generation,
+    plan: Plan,
+    *,
+    audit: bool = False,
+    owner: int | None = None,
+    owner_ticks: int | None = None,
+    initramfs_dev: int = 0,
+    deputy: tuple[int, int] = (0, 0),
+    before_arm: Callable[[Object], None] | None = None,
+    step: Callable[[str], None] = lambda name: None,
+) -> Policy:
+    """``fsaccess.enable`` with everything pinned before it is armed. Nothing is published.
+
+    Raises what that does; nothing is left of the generation then.
+    """
+    try:
+        return fsaccess.enable(
+            plan,
+            audit=audit,
+            owner=owner,
+            owner_ticks=owner_ticks,
+            initramfs_dev=initramfs_dev,
+            settings={
+                "kept": KEPT,
+                "generation": generation.number,
+                "deputy_start_ticks": deputy[1],
+                "deputy_tgid": deputy[0],
+            },
+            status_pin=generation.status_path,
+            before_arm=before_arm,
+            pin=lambda obj, links, _: _pin(generation, obj, links),
+            step=step,
+        )
+    except BaseException:
+        try:
+            generation.remove()
+        except PybpfError:  # the first error is the one to be told
+            pass
+        raise
 
 
 def enable(
@@ -245,39 +396,83 @@ def enable(
     audit: bool = False,
     owner: int | None = None,
     initramfs_dev: int = 0,
+    guard: Plan | None = None,
     before_arm: Callable[[Object], None] | None = None,
     step: Callable[[str], None] = lambda name: None,
     folder: str = FOLDER,
 ) -> Policy:
     """``fsaccess.enable``, kept by pins: enforcement goes on after this process.
 
-    The Policy's handles may be closed by ``release``; ``close`` would take the status away.
-    Raises what ``fsaccess.enable`` does, and RestrictError if a generation is in force already;
-    nothing is left behind then.
+    guard: the pins policy's Plan, which is put over the filesystem of the pins with the same owner
+    unless it is in force there already; without it root can take the pins away.
+    ``release`` closes the handles of the Policy; ``close`` would take its status away.
+    Raises what ``fsaccess.enable`` and ``pins.install`` do, and RestrictError if a generation is
+    in force already; nothing is left behind then.
     """
-    with Turn(folder):
-        present = in_force(folder)
-        if present:
-            raise RestrictError(
-                f"generation {present[-1].number} of the policy is kept by pins already.",
-                hint="Replace it with `restrict pins upgrade`.",
-                path=folder,
+    place = os.path.dirname(folder)
+    mounted = guard is not None and pins.filesystem(place)
+    try:
+        with Turn(folder):
+            return _enable(
+                plan, audit, owner, initramfs_dev, guard, before_arm, step, Generation(1, folder)
             )
-        clean(folder)
-        generation = Generation(1, folder)
-        try:
-            return fsaccess.enable(
-                plan,
-                audit=audit,
-                owner=owner,
-                initramfs_dev=initramfs_dev,
-                before_arm=before_arm,
-                pin=lambda obj, links, state: pin(generation, obj, links, state),
-                step=step,
-            )
-        except BaseException:
+    except BaseException:
+        if mounted:
             try:
-                generation.remove()
-            except PybpfError:  # the first error is the one to be told
+                unmount(place)
+                os.rmdir(place)
+            except (OSError, PybpfError):  # the first error is the one to be told
                 pass
-            raise
+        raise
+
+
+def _enable(
+    plan: Plan,
+    audit: bool,
+    owner: int | None,
+    initramfs_dev: int,
+    guard: Plan | None,
+    before_arm: Callable[[Object], None] | None,
+    step: Callable[[str], None],
+    generation: Generation,
+) -> Policy:
+    folder = generation.parent
+    present = in_force(folder)
+    if present:
+        raise RestrictError(
+            f"generation {present[-1].number} of the policy is kept by pins already.",
+            hint="Replace it with `restrict pins upgrade`.",
+            path=folder,
+        )
+    clean(folder)
+    policy = make(
+        generation,
+        plan,
+        audit=audit,
+        owner=owner,
+        initramfs_dev=initramfs_dev,
+        before_arm=before_arm,
+        step=step,
+    )
+    try:
+        if policy.status is not None:
+            publish(policy.status)
+        if guard is not None and not pins_status.guarded(folder):
+            place = os.path.dirname(folder)
+            pins.install(guard, path=place, owner=owner, audit=audit, step=step).close()
+    except BaseException:
+        _take_back(policy, generation)
+        raise
+    return policy
+
+
+def _take_back(policy: Policy, generation: Generation) -> None:
+    """Undo what was armed a moment ago; nothing guards it yet, and the handles are open."""
+    try:
+        with policy.globals() as values:
+            values.set("armed", 0)
+        policy.release()
+        generation.remove()
+        _gone(os.unlink, fsaccess.PIN)
+    except (OSError, PybpfError):  # the first error is the one to be told
+        pass

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
 
-__all__ = ["announce", "before_arm", "must_run", "refuse_lockout", "would_deny"]
+__all__ = [
+    "announce",
+    "before_arm",
+    "must_run",
+    "refuse_lockout",
+    "reset_counters",
+    "would_deny",
+]
 
 _MCL_CURRENT = 1
 _SEARCH = ("/usr/bin", "/usr/sbin", "/usr/lib")
@@ -129,7 +136,7 @@ def would_deny(
                 with Globals(bss, size, places) as values:
                     values.set("armed", 0)
             reader.read(seen.append)
-            lost = _reset(obj)
+            lost = reset_counters(obj)
     finally:
         for _what, _path, fd in fds:
             os.close(fd)
@@ -141,7 +148,7 @@ def would_deny(
     return denied
 
 
-def _reset(obj: Object) -> int:
+def reset_counters(obj: Object) -> int:
     """Set the counters to zero; returns how many events were dropped until now."""
     counters = obj.maps["counters"]
     lost = 0

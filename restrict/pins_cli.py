@@ -120,8 +120,14 @@ def _register(arguments: argparse.Namespace) -> int:
 
 
 def _delegate(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as policy:
-        policy.delegate(arguments.process or None)
+    from restrict import keep_pins
+
+    kept = f"{arguments.path}/kept"
+    if keep_pins.in_force(kept):
+        keep_pins.appoint(arguments.process or None, kept)  # of fsaccess too
+    else:
+        with _opened(arguments) as policy:
+            policy.delegate(arguments.process or None)
     if arguments.json:
         _print_json({"deputy": arguments.process or None})
     return 0
@@ -211,3 +217,6 @@ def add_parser(commands: Any) -> None:
     delegate.add_argument("process", type=int, metavar="PID", help="0 takes them back")
     add("watch", "print events and offer them to `restrict events`, until a signal", _watch)
     add("uninstall", "disarm and take away", _uninstall)
+    from restrict.keep_cli import add_upgrade
+
+    add_upgrade(add)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from restrict.events import Event
     from restrict.fsaccess import Policy
 
-__all__ = ["SOCKET", "SOCKETS", "Server", "connect", "spawn", "wait_signals"]
+__all__ = ["SOCKET", "SOCKETS", "Server", "connect", "retire", "spawn", "wait_signals"]
 
 SOCKET = "/run/restrict/events"
 # Each policy's reader has a socket of its own.
@@ -253,6 +253,30 @@ def spawn(policy: Policy, path: str = SOCKET) -> int | None:
             server.run()
     finally:
         os._exit(1)
+
+
+def retire(path: str = SOCKET) -> int | None:
+    """End the reader that offers events here; its pid, None if there is none.
+
+    For a reader that ``spawn`` left, whose ring buffer nobody writes to any more.
+    """
+    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        client.connect(path)
+        # Of a listening socket: whoever called listen(2) (unix(7)).
+        raw = client.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    except OSError:
+        return None
+    finally:
+        client.close()
+    pid: int = struct.unpack("=iII", raw)[0]
+    if pid <= 1 or pid == os.getpid():
+        return None
+    try:
+        os.kill(pid, 15)  # SIGTERM
+    except ProcessLookupError:
+        return None
+    return pid
 
 
 def wait_signals() -> int:

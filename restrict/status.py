@@ -22,6 +22,8 @@ from restrict.seccomp import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from restrict.mounts import Mount
 
 __all__ = ["Status", "TrustedDevice", "parse", "read", "text"]
@@ -75,11 +77,12 @@ class Status:
     removing its pin, None where listing links is not allowed.
     poke_refused, poke: what is known of the seccomp filter for PTRACE_POKETEXT (seccomp.report),
     which is no part of the pinned text.
+    keep: what keeps it attached and what could end it (restrict.keep.describe).
     """
 
     __slots__ = (
         "armed", "attached", "audit", "counters", "deputy", "deputy_start_ticks", "devices",
-        "events_map", "generation", "guard", "initramfs_dev", "kept", "owner",
+        "events_map", "generation", "guard", "initramfs_dev", "keep", "kept", "owner",
         "owner_start_ticks", "poke", "poke_refused", "truncated", "version",
     )  # fmt: skip
 
@@ -96,6 +99,7 @@ class Status:
         self.generation = 0
         self.kept = 0
         self.events_map = 0
+        self.keep: dict[str, Any] = {}
         self.guard: dict[str, list[int]] = {"map": [], "program": [], "link": []}
         self.counters: dict[str, dict[str, int]] = {}
         self.devices: list[TrustedDevice] = []
@@ -124,6 +128,9 @@ class Status:
                 "device": f"{os.major(window)}:{os.minor(window)}" if window else None,
             },
             "owner": {"pid": self.owner, "start_ticks": self.owner_start_ticks},
+            "version": self.version,
+            "generation": self.generation,
+            "keep": self.keep,
             "guard": {
                 "maps": self.guard["map"],
                 "programs": self.guard["program"],
@@ -221,6 +228,7 @@ def _attached(idents: list[int]) -> bool | None:
 
 def read(path: str = PIN) -> Status | None:
     """The state of the policy whose status is pinned at ``path``; None if nothing is."""
+    from restrict.keep import describe
     from restrict.mounts import mounts
 
     text = read_status(path)
@@ -232,8 +240,21 @@ def read(path: str = PIN) -> Status | None:
         raise e.at(file=path) from None
     _name_devices(status, mounts())
     status.attached = _attached(status.guard["link"])
+    status.keep = describe(status, path)
     status.poke_refused, status.poke = report()
     return status
+
+
+def _kept(status: Status) -> list[str]:
+    """What keeps it, and what could end that, for people."""
+    if not status.keep or not status.in_force:
+        return []
+    holds, removers = status.keep["holds"], status.keep["removers"]
+    return [
+        f"kept by: {status.keep['method']}" + (f" ({holds})" if holds else ""),
+        "could be ended by: "
+        + ("not known here" if removers is None else "; ".join([*removers, "a reboot"])),
+    ]
 
 
 def text(status: Status) -> str:
@@ -247,6 +268,9 @@ def text(status: Status) -> str:
     lines = [
         f"fsaccess: {state}",
         f"owner: process {status.owner}",
+        f"version: {status.version}"
+        + (f", generation {status.generation}" if status.generation else ""),
+        *_kept(status),
         "trust window: "
         + (f"open for initramfs {os.major(window)}:{os.minor(window)}" if window else "closed"),
         "guard: " + "; ".join(f"{k}s {' '.join(map(str, v))}" for k, v in status.guard.items()),

@@ -58,7 +58,7 @@ class Enabled:
 
     def __enter__(self) -> Enabled:
         self.process = subprocess.Popen(
-            [*RESTRICT, "enable", "--json", *self.words],
+            [*RESTRICT, "enable", "--foreground", "--json", *self.words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
