@@ -46,12 +46,14 @@ def execute(
     seconds: float | None = None,
     pin: str | None = None,
     as_json: bool = False,
+    leave: bool = False,
 ) -> int:
     """Run ``plan``, tell what is live, stay as asked, and take everything back; the exit status.
 
     attach False: load only, and return at once unless ``seconds`` are given. seconds: stay so
     long at most. pin: a directory of a bpf filesystem for the links; then, as where the Plan
     itself pins every link, there is nothing to stay for. SIGINT and SIGTERM end the stay.
+    leave: this process ends right behind it, so that the kernel may close what is open.
 
     Raises KernelError, VerifierError, SymbolNotFoundError, PlanError or UsageError; nothing is
     left behind then, and no pin.
@@ -63,7 +65,7 @@ def execute(
     wanted = (_INT, _TERM)
     before = _signal.pthread_sigmask(0, wanted)  # SIG_BLOCK: they wait until everything stands
     try:
-        with run(plan) as live:
+        with _Left(run(plan)) if leave else run(plan) as live:
             pins: list[str] = []
             try:
                 if attach:
@@ -84,6 +86,22 @@ def execute(
     finally:
         _signal.pthread_sigmask(2, before)  # SIG_SETMASK
     return 0
+
+
+class _Left:
+    """What is live, never closed by this process."""
+
+    kept: list[Object] = []
+
+    def __init__(self, live: Object) -> None:
+        self.kept.append(live)
+
+    def __enter__(self) -> Object:
+        return self.kept[-1]
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kept.pop().close()
 
 
 def _stays(live: Object, pins: list[str]) -> bool:
@@ -205,7 +223,7 @@ def main(data: bytes, words: Sequence[str], name: str) -> int:
             plan = from_bytes(data, trusted=True)
         except FormatError as error:
             raise error.at(file=name)  # noqa: B904
-        return execute(plan, **arguments)  # type: ignore[arg-type]
+        return execute(plan, leave=True, **arguments)  # type: ignore[arg-type]
     except _Help:
         sys.stdout.write(HELP.format(name=name))
         return 0

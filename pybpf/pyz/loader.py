@@ -39,6 +39,7 @@ def start(
         _exit(1)
     known = sys.modules
     kind = type(sys)
+    finder = _Finder(section, later)
     for full, package, body in modules[1:]:
         module = known[full] = kind(full)
         parent, _, last = full.rpartition(".")
@@ -47,7 +48,9 @@ def start(
         if parent:
             setattr(known[parent], last, module)
         exec(body, module.__dict__)
-    sys.meta_path.insert(0, _Finder(section, later))
+        if not package:
+            module.__dict__["__getattr__"] = _rest_of(finder, module)
+    sys.meta_path.insert(0, finder)
     status = known["pybpf.plan.main"].main(plan, sys.argv[1:], name)
     # The interpreter is not torn down: its end takes as long as loading a small object.
     try:
@@ -58,6 +61,25 @@ def start(
     _exit(status)
 
 
+def _rest_of(finder: _Finder, module: Any) -> Callable[[str], Any]:
+    """A module's __getattr__ (PEP 562), which brings what was set apart from it, before the
+    module's own."""
+    own = module.__dict__.get("__getattr__")
+
+    def find(name: str) -> Any:
+        if name[:2] != "__" and "__rest__" not in module.__dict__:
+            module.__rest__ = body = finder.body(module.__name__ + ":rest")
+            if body is not None:
+                exec(body, module.__dict__)
+        if name in module.__dict__:
+            return module.__dict__[name]
+        if own is None:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return own(name)
+
+    return find
+
+
 class _Finder:
     """Finds the modules that are imported on demand (importlib's protocol of finder and loader)."""
 
@@ -66,14 +88,17 @@ class _Finder:
         self._sections = list(sections)
         self._bodies: dict[str, Body] = {}
 
-    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
-        if not name.startswith("pybpf."):
-            return None
+    def body(self, name: str) -> Body | None:
         while name not in self._bodies:
             if not self._sections:
                 return None
             # What an earlier section has stays: it is byte code.
             self._bodies = {**self._section(self._sections.pop(0)), **self._bodies}
+        return self._bodies[name]
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
+        if not name.startswith("pybpf.") or self.body(name) is None:
+            return None
         from _frozen_importlib import ModuleSpec  # type: ignore[import-not-found, unused-ignore]
 
         return ModuleSpec(name, self)  # type: ignore[arg-type, unused-ignore]

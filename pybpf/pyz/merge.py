@@ -38,6 +38,8 @@ RARE = (
     "pybpf.kernel.link", "pybpf.kernel.layout", "pybpf.plan.variables", "pybpf.plan.freeze",
     "pybpf.plan.live_more", "pybpf.plan.check", "pybpf.plan.older", "pybpf.kernel.btf",
 )  # fmt: skip
+#: What is set apart from a module that is imported at once is named after it.
+REST = ":rest"
 #: Tables of which only what is named somewhere else in the executor travels.
 _TABLES = ("pybpf.sys.numbers_aarch64", "pybpf.sys.numbers_x86_64")
 #: Modules of C behind modules of Python that only wrap them.
@@ -69,7 +71,11 @@ class Merged:
     def code(self) -> tuple[bytes, bytes]:
         """(first, later without RARE) marshalled as byte code of the Python that runs this."""
         first = tuple((name, package, _compile(name, tree)) for name, package, tree in self.first)
-        later = {name: _compile(name, tree) for name, tree in self.later if name not in RARE}
+        later = {
+            name: _compile(name, tree)
+            for name, tree in self.later
+            if name not in RARE and not name.endswith(REST)
+        }
         return canonical(first), canonical(later)
 
 
@@ -105,14 +111,76 @@ def merge() -> Merged:
         del lean[_ABI]  # all of its numbers became constants
     for name in _TABLES:
         lean[name] = _Shaken(_strings(lean)).visit(lean[name])
+    rests = _set_apart({name: lean[name] for name in first if name in lean})
     return Merged(
         (
             (LOADER, False, _lean(_parse(LOADER))),
             *((name, True, ast.parse("")) for name in PACKAGES),
             *((name, False, lean[name]) for name in first if name in lean),
         ),
-        tuple((name, lean[name]) for name in sorted(later) if name in lean),
+        tuple((name, lean[name]) for name in sorted(later) if name in lean) + rests,
     )
+
+
+def _set_apart(trees: dict[str, ast.Module]) -> tuple[tuple[str, ast.Module], ...]:
+    """Takes functions, classes and tables away from modules that are imported at once where no
+    code that is left says their names, and gives them as (module + REST, tree).
+
+    The loader runs such a rest in its module's namespace when a name is missing there, so nothing
+    can go wrong with a name that is said in another way: it comes later.
+    """
+    waiting = [(name, node) for name, tree in trees.items() for node in tree.body if _apart(node)]
+    said = {"main"}
+    for tree in trees.values():
+        for node in tree.body:
+            if not _apart(node):
+                said |= _said(node)
+    found = True
+    while found:
+        found = False
+        for place in list(waiting):
+            if _name_of(place[1]) in said:
+                said |= _said(place[1])
+                waiting.remove(place)
+                found = True
+    rests: dict[str, list[ast.stmt]] = {}
+    for name, node in waiting:
+        rests.setdefault(name, []).append(node)
+        trees[name].body.remove(node)
+    return tuple(
+        (name + REST, ast.Module(body=body, type_ignores=[])) for name, body in rests.items()
+    )
+
+
+def _apart(node: ast.stmt) -> bool:
+    """Whether a statement at the top of a module only gives something a name."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return not node.decorator_list and not node.name.startswith("__")
+    return isinstance(node, ast.Assign) and bool(_name_of(node)) and isinstance(
+        node.value, (ast.Constant, ast.Dict)
+    )  # fmt: skip
+
+
+def _name_of(node: ast.stmt) -> str:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return node.name
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+        return target.id if isinstance(target, ast.Name) else ""
+    return ""
+
+
+def _said(node: ast.stmt) -> set[str]:
+    """Every name in a statement: of variables, of attributes, of what it imports."""
+    found: set[str] = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            found.add(part.id)
+        elif isinstance(part, ast.Attribute):
+            found.add(part.attr)
+        elif isinstance(part, ast.alias):
+            found.add(part.name)
+    return found
 
 
 def _strings(trees: dict[str, ast.Module]) -> set[str]:
