@@ -183,7 +183,10 @@ def _long(btf: Btf, member: Member) -> int:
     if found.kind in (KIND_ENUM, KIND_ENUM64):
         values = found.enumerators
         if len(values) == 1:
-            return values[0].value & 0xFFFFFFFFFFFFFFFF
+            value = values[0].value
+            if found.kind == KIND_ENUM and value >> 31 == 1:
+                value -= 1 << 32  # without enum64 the compiler kept the low half; so does libbpf
+            return value & 0xFFFFFFFFFFFFFFFF
     return _number(btf, member)
 
 

@@ -41,6 +41,7 @@ def run(
     log_level: int = 0,
     maps: Mapping[str, int] | None = None,
     targets: Mapping[str, int] | None = None,
+    token: int = 0,
     trace: Callable[[_ops.Op, int], None] | None = None,
 ) -> Object:
     """Execute ``plan.ops``; attach with ``Object.attach()``.
@@ -49,10 +50,14 @@ def run(
     maps: {name: fd} of maps to use in place of creating them (the fds stay the caller's).
     targets: {name: fd of a loaded program} whose function this program of the Plan replaces
     (freplace, 5.6) or traces (fentry, fexit; 5.5): the function that its section names.
-    trace: called after each operation with it and the nanoseconds it took.
+    token: fd of a BPF token (6.9, pybpf.kernel.token) by whose rights BTF, maps and programs are
+    made; 0: by the process' own. trace: called after each operation with it and the nanoseconds
+    it took.
     Raises KernelError, VerifierError, SymbolNotFoundError or PlanError; nothing is left behind.
     """
-    executor = Executor(plan, log_level=log_level, maps=maps, targets=targets, trace=trace)
+    executor = Executor(
+        plan, log_level=log_level, maps=maps, targets=targets, token=token, trace=trace
+    )
     try:
         executor.execute(plan.ops)
         executor.close_symbols()
@@ -73,8 +78,8 @@ class Executor:
     """
 
     __slots__ = (
-        "_conditions", "_log_level", "_map_names", "_object", "_program_names",
-        "_reuse", "_targets", "_trace",
+        "_conditions", "_log_level", "_map_names", "_object", "_percpu", "_program_names",
+        "_reuse", "_targets", "_token", "_trace",
         "addresses", "choices", "failures", "journal", "logs", "notes", "reused", "slots",
         "symbols",
     )  # fmt: skip
@@ -86,8 +91,10 @@ class Executor:
         log_level: int = 0,
         maps: Mapping[str, int] | None = None,
         targets: Mapping[str, int] | None = None,
+        token: int = 0,
         trace: Callable[[_ops.Op, int], None] | None = None,
     ) -> None:
+        self._token = token
         self.slots = [-1] * plan.slots
         self.symbols: list[Symbol | None] = [None] * plan.symbols
         self.journal: list[tuple[object, ...]] = []
@@ -101,23 +108,21 @@ class Executor:
         self._map_names = {place[0]: name for name, place in plan.maps.items()}
         self._conditions: dict[tuple[str, str | int], bool] = {}
         self._log_level = log_level
+        self._percpu: set[int] = set()
         self._trace = trace
         self._targets = dict(targets or {})
-        for name in self._targets:
-            if name not in plan.programs:
-                raise PlanError(
-                    f"the Plan has no program {name!r}; it has {', '.join(plan.programs)}",
-                    object=plan.name,
-                )
+        maps = maps or {}
+        for what, names, there in (
+            ("program", self._targets, plan.programs), ("map", maps, plan.maps)
+        ):  # fmt: skip
+            for name in names:
+                if name not in there:
+                    raise PlanError(
+                        f"the Plan has no {what} {name!r}; it has {', '.join(there)}",
+                        object=plan.name,
+                    )
         self.addresses: dict[str, int] = {}
-        self._reuse: dict[int, int] = {}
-        for name, fd in (maps or {}).items():
-            if name not in plan.maps:
-                raise PlanError(
-                    f"the Plan has no map {name!r}; it has {', '.join(plan.maps)}",
-                    object=plan.name,
-                )
-            self._reuse[plan.maps[name][0]] = fd
+        self._reuse = {plan.maps[name][0]: fd for name, fd in maps.items()}
 
     # --- running ------------------------------------------------------------------------------
 
@@ -220,7 +225,7 @@ class Executor:
 
     def _btf_load(self, op: _ops.BtfLoad) -> None:
         try:
-            self._fill_slot(op.dst, _create.btf_fd(op.data))
+            self._fill_slot(op.dst, _create.btf_fd(op.data, self._token))
         except KernelError as error:
             if not op.optional:
                 raise
@@ -287,6 +292,8 @@ class Executor:
         self._fill_slot(op.dst, fd)
         if op.type == abi.BPF_MAP_TYPE_ARENA:
             self._map_arena(op.dst, entries, op.extra)
+        elif op.type == abi.BPF_MAP_TYPE_PERCPU_ARRAY:
+            self._percpu.add(op.dst)
         if op.pin_path is not None:
             self._pin_path(fd, op.pin_path, map=op.name)
 
@@ -306,6 +313,8 @@ class Executor:
         all_of_it: dict[str, Any] = {
             "name": op.name, "flags": op.flags, "extra": op.extra, **attributes
         }  # fmt: skip
+        if self._token:
+            all_of_it["token_fd"] = self._token
         try:
             return _create.map_fd(op.type, op.key_size, op.value_size, entries, **all_of_it)
         except KernelError as error:
@@ -357,6 +366,12 @@ class Executor:
         for key, value in op.entries:
             if isinstance(value, int):
                 value = struct.pack("=i", self.fd(value))
+            elif op.map in self._percpu:
+                # One value for all of them. The kernel takes that as it is only since
+                # BPF_F_ALL_CPUS (7.0); padded and repeated it is what every kernel takes.
+                from pybpf.kernel.cpus import possible_cpus
+
+                value = value.ljust(-(-len(value) // 8) * 8, b"\0") * possible_cpus()
             try:
                 bpf.map_update(fd, key, value)
             except KernelError as error:
@@ -425,6 +440,9 @@ class Executor:
             "prog_name": bpf.object_name(op.name),
             "insn_cnt": len(code) // 8,
         }
+        if self._token:
+            fields["prog_token_fd"] = self._token
+            fields["prog_flags"] = op.flags | abi.BPF_F_TOKEN_FD
         # Pointers are kept in this list until the load is over.
         held = []
         for field, data in (("insns", code), ("license", op.license.encode() + b"\0")):
