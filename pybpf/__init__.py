@@ -143,6 +143,7 @@ def load(
     pin_root: str | None = None,
     export: Iterable[str] = (),
     targets: Mapping[str, Program | int] | None = None,
+    token: Token | int = 0,
     log_level: int = 0,
 ) -> Object:
     """Load an object file (path or bytes), a spec or a Plan into the kernel; attach nothing.
@@ -151,9 +152,9 @@ def load(
     number}; disable: programs not to load; relocate: "kernel" or "python" as for ``compile``
     (None: the kernel, and on kernels before 5.17, which cannot, pybpf); pin_root, export: as for
     ``compile``; targets: {program of this object: loaded program, or its fd} whose function the
-    section of an freplace, fentry or fexit program names; log_level: as for BPF_PROG_LOAD. A Plan
-    is executed as it is: it takes none of
-    the edits.
+    section of an freplace, fentry or fexit program names; token: a BPF token (6.9), or its fd, by
+    whose rights everything is made; log_level: as for BPF_PROG_LOAD. A Plan is executed as it is:
+    it takes none of the edits.
 
     Needs CAP_BPF and what the program types ask for (CAP_PERFMON, CAP_NET_ADMIN …). Raises
     FormatError, CompileError, RelocationError, UsageError, KernelError, VerifierError; nothing
@@ -166,12 +167,13 @@ def load(
         name: target if isinstance(target, int) else target.fileno()
         for name, target in (targets or {}).items()
     }
+    by = token if isinstance(token, int) else token.fileno()
     if isinstance(source, _ops.Plan):
         if variables or max_entries or disable or export:
             from pybpf.errors import UsageError as _UsageError
 
             raise _UsageError("a Plan is executed as it is.", hint="Edit the spec and compile it.")
-        return _run.run(source, targets=fds, log_level=log_level)
+        return _run.run(source, targets=fds, token=by, log_level=log_level)
     from pybpf.compiler.compile import compile as _compile
     from pybpf.elf.reader import read as _read
     from pybpf.spec import ObjectSpec as _ObjectSpec
@@ -191,13 +193,13 @@ def load(
 
     try:
         try:
-            return _run.run(plan, targets=fds, log_level=log_level)
+            return _run.run(plan, targets=fds, token=by, log_level=log_level)
         except _KernelError as error:
             # E2BIG: bpf_attr has no core_relos yet (before fbd94c7afcf9, in v5.17)
             if relocate is not None or error.errno != 7 or error.call != "BPF_PROG_LOAD":
                 raise
         plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
-        return _run.run(plan, targets=fds, log_level=log_level)
+        return _run.run(plan, targets=fds, token=by, log_level=log_level)
     except _PybpfError as error:
         from pybpf.reloc.refusal import explain as _explain
 

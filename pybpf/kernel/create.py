@@ -138,18 +138,21 @@ def _refused(error: KernelError, log: bytearray) -> NoReturn:
     ).at(**error.where)
 
 
-def btf_fd(data: bytes | bytearray | memoryview) -> int:
-    """BPF_BTF_LOAD (4.18): the BTF's fd. The KernelError of a refusal ends with the kernel's
-    last words on it and has the whole log in ``where["log"]``'s place: see its message."""
+def btf_fd(data: bytes | bytearray | memoryview, token: int = 0) -> int:
+    """BPF_BTF_LOAD (4.18): the BTF's fd. token: fd of a BPF token (6.9), 0: none.
+
+    The KernelError of a refusal ends with the kernel's last words on it.
+    """
+    more: dict[str, Any] = {"token_fd": token} if token else {}
     try:
-        return bpf.btf_load(data)
+        return bpf.btf_load(data, **more)
     except KernelError as error:
         first = error
     size = bpf.LOG_START
     while True:
         log = bytearray(size)
         try:
-            return bpf.btf_load(data, log)
+            return bpf.btf_load(data, log, **more)
         except KernelError as error:
             if error.errno == bpf.ENOSPC and size < bpf.LOG_LIMIT:
                 size = min(4 * size, bpf.LOG_LIMIT)

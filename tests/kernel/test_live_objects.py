@@ -11,6 +11,9 @@ import pytest
 
 import pybpf
 from pybpf import kernel
+from pybpf.asm import Instruction, encode
+from pybpf.btf.model import Btf
+from pybpf.btf.write import BtfWriter
 from pybpf.errors import KernelError, PybpfError, UsageError
 from pybpf.kernel.arena import Arena
 from pybpf.kernel.map import Map, create
@@ -18,6 +21,7 @@ from pybpf.kernel.program import XDP_MD, Program
 from pybpf.kernel.token import Token
 from pybpf.plan.live import Object
 from pybpf.plan.run import run
+from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, ProgramSpec
 from pybpf.sys import abi, bpf, syscalls
 from tests.kernel.helpers import ARRAY, HASH, plan, prog, returns
 
@@ -278,12 +282,38 @@ def _child(pipe_in: int, pipe_out: int, name: str) -> str:
         try:
             create(ARRAY, 4, 4, 1, name=name, token_fd=token.fileno(), flags=flags).close()
         except KernelError as error:
-            return "done" if error.errno == 1 else str(error)
+            return _whole_object(token) if error.errno == 1 else str(error)
     return "a map that was not delegated"
 
 
+def _whole_object(token: Token) -> str:
+    """BTF, a map and a program of one object: not by our own rights, but by the token's."""
+    w = BtfWriter()
+    number = w.add_int("int", 4, signed=True)
+    func = w.add_func("f", w.add_proto(number), 1)
+    code = encode([Instruction(0, 0xB7, 0, 0, 0, 3), Instruction(1, 0x95, 0, 0, 0, 0)])
+    table = MapSpec("table", HASH, 4, 4, 8, key_type_id=number, value_type_id=number)
+    spec = ObjectSpec(
+        "token", "little", "GPL", 0, {"table": table},
+        (FunctionSpec("f", "socket", 0, code, type_id=func),),
+        {"f": ProgramSpec("f", "socket", 0, abi.BPF_PROG_TYPE_SOCKET_FILTER)},
+        {}, {}, Btf.parse(w.build(), name="made up"),
+    )  # fmt: skip
+    try:
+        pybpf.load(spec).close()
+        return "an object without a token"
+    except KernelError as error:
+        if error.errno != 1:
+            return str(error)
+    with pybpf.load(spec, token=token) as obj:
+        obj.maps["table"][1] = 2
+        there = obj.maps["table"][1] == 2 and obj.programs["f"].info()["btf_id"] != 0
+    return "done" if there else "another object"
+
+
 def test_a_token(prefix: str) -> None:
-    """The parent delegates hash maps to a child's user namespace, and nothing more."""
+    """The parent delegates hash maps and socket filters to a child's user namespace, and nothing
+    more."""
     with pytest.raises(KernelError) as caught:
         Token.create("/sys/fs/bpf" if os.path.ismount("/sys/fs/bpf") else "/")
     assert caught.value.errno in (22, 95)
@@ -308,9 +338,13 @@ def test_a_token(prefix: str) -> None:
             ):  # fmt: skip
                 Path(f"/proc/{pid}/{path}").write_text(text)
             for key, value in (
-                ("delegate_cmds", hex(1 << abi.BPF_MAP_CREATE)),
+                ("delegate_cmds", hex(sum(
+                    1 << n for n in (abi.BPF_MAP_CREATE, abi.BPF_BTF_LOAD, abi.BPF_PROG_LOAD)
+                ))),
                 ("delegate_maps", hex(1 << HASH)),
-            ):
+                ("delegate_progs", hex(1 << abi.BPF_PROG_TYPE_SOCKET_FILTER)),
+                ("delegate_attachs", hex(1 << 0)),  # of programs without an attach type
+            ):  # fmt: skip
                 syscalls.syscall(
                     "fsconfig", context, 1, key.encode() + b"\0", value.encode() + b"\0", 0
                 )
