@@ -81,7 +81,7 @@ def build(plan: bytes) -> bytes:
     from pybpf.pyz.merge import merge
 
     thawed = from_bytes(plan)
-    merged = merge()
+    merged = merge(thawed)
     title = (
         f"{VERSION} {thawed.name!a:.60}, {len(thawed.programs)} programs, {len(thawed.maps)} maps: "
         "python3 -I -S FILE --help; pybpf inspect FILE"

@@ -15,6 +15,7 @@ import marshal
 from importlib.util import find_spec
 from types import CodeType
 
+from pybpf.plan import ops
 from pybpf.pyz.canonical import canonical
 
 TYPE_CHECKING = False
@@ -92,11 +93,15 @@ def _without_lines(code: CodeType) -> CodeType:
     return code.replace(co_linetable=b"", co_consts=constants)
 
 
-def merge() -> Merged:
-    """Read, follow and slim the executor's modules."""
+def merge(plan: ops.Plan | None = None) -> Merged:
+    """Read, follow and slim the executor's modules.
+
+    plan: what it is to run; what its operations need beside the others is imported at once.
+    """
     trees: dict[str, ast.Module] = {}
     first: list[str] = []
-    _follow(MAIN, trees, first)
+    for name in (*(_needed(plan) if plan is not None else ()), MAIN):
+        _follow(name, trees, first)
     later: list[str] = []
     waiting = list(first)
     while waiting:
@@ -120,6 +125,25 @@ def merge() -> Merged:
         ),
         tuple((name, lean[name]) for name in sorted(later) if name in lean) + rests,
     )
+
+
+def _needed(plan: ops.Plan) -> list[str]:
+    """Modules that the executor imports for some operations only, and does for this Plan's."""
+    found: dict[str, None] = {}
+    waiting: list[ops.Op] = list(plan.ops)
+    while waiting:
+        op = waiting.pop(0)
+        if isinstance(op, ops.Lookup):
+            found.update(dict.fromkeys(("pybpf.kernel.btf_lookup", "pybpf.sys.bpf_more")))
+        elif isinstance(op, ops.KconfigFill):
+            found["pybpf.plan.kconfig"] = None
+        elif isinstance(op, ops.ProgLoad) and op.patches:
+            found["pybpf.plan.patch"] = None
+        elif isinstance(op, ops.Choose):
+            waiting += [one for _, branch in op.alternatives for one in branch]
+        elif isinstance(op, ops.When):
+            waiting += [*op.then, *op.otherwise]
+    return list(found)
 
 
 def _set_apart(trees: dict[str, ast.Module]) -> tuple[tuple[str, ast.Module], ...]:

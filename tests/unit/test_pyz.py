@@ -78,7 +78,7 @@ def test_construct_agrees(pyz: bytes) -> None:
     assert int(found.version) == container.VERSION
     assert unpacked(found.plan) == DATA
     assert [unpacked(found[name]) for name in ("source", "source_on_demand")] == [
-        *merge.merge().sources()
+        *merge.merge(sample()).sources()
     ]
     assert int(found.crc.hex, 16) == crc32(pyz[:-11])
     source = b"\n".join(found.stub).decode("latin-1")
