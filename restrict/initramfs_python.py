@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ast
 import base64
+import codecs
 import io
 import json
 import os
 import subprocess
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from restrict.errors import RestrictError
@@ -28,8 +29,9 @@ _TOPS = ("pybpf", "restrict")
 # (symbols of ELF files, section names), not for a boot.
 _ROOMS = ("pybpf.kernel", "pybpf.plan", "pybpf.sys", "restrict")
 _SINGLE = ("pybpf", "pybpf.errors", "pybpf.record", *_ROOMS)
-# Codecs are imported when they are first used: these are, in the executor and by the interpreter.
-_CODECS = ("utf_8", "ascii", "latin_1")
+# Codecs are imported when they are first used: these by the interpreter itself, others where our
+# sources name them.
+_CODECS = ("utf-8", "ascii", "latin-1")
 
 _TRACE = """
 import sys
@@ -41,6 +43,9 @@ for name in sys.argv[2].split(","):
     except ImportError as e:
         failed = [name, getattr(e, "name", None) or "", str(e)]
         break
+import codecs
+for name in sys.argv[4].split(","):
+    codecs.lookup(name)
 # Named somewhere in a function: those in C are taken along where they exist.
 from _frozen_importlib import _find_spec
 for name in sys.argv[3].split(","):
@@ -221,6 +226,27 @@ def closure(
     return dict(sorted(files.items())), sorted(others)
 
 
+def _codecs(files: Iterable[Path]) -> set[str]:
+    """Names of codecs in calls of ``encode``, ``decode`` and with ``encoding=``."""
+    found: set[str] = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+            if not isinstance(node, ast.Call):
+                continue
+            named = [k.value for k in node.keywords if k.arg == "encoding"]
+            function = node.func
+            if isinstance(function, ast.Attribute) and function.attr in ("encode", "decode"):
+                named += node.args[:1]
+            for value in named:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    try:
+                        codecs.lookup(value.value)
+                    except LookupError:
+                        continue  # another function of that name
+                    found.add(value.value)
+    return found
+
+
 def inspect_interpreter(
     python: str | Path, project: Path, modules: Mapping[str, Path], others: Sequence[str]
 ) -> Interpreter:
@@ -229,10 +255,10 @@ def inspect_interpreter(
     Raises RestrictError when it cannot be started, is too old, or lacks a module.
     """
     names = [name.replace("/", ".").removesuffix(".__init__") for name in modules]
-    names = [*(f"encodings.{codec}" for codec in _CODECS), *names]
     command = [
         str(python), "-I", "-S", "-B", "-c", _TRACE, str(project), ",".join(names),
         ",".join(name for name in others if "." not in name),
+        ",".join(sorted({*_CODECS, *_codecs(modules.values())})),
     ]  # fmt: skip
     text = _run(command, "tracing what `restrict init` imports")
     try:

@@ -7,6 +7,7 @@ The configuration is that of ``restrict init``. The files that it names are the 
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def _file(path: str | Path, what: str) -> bytes:
     if not data or len(data) > _FILE_MOST:
         raise ConfigError(f"the {what} is empty or has more than 16 MiB.", file=str(path))
     return data
+
+
+def _der(data: bytes) -> bytes:
+    """A certificate in DER form; of PEM the one block is taken, of anything else nothing."""
+    if b"-----BEGIN" not in data:
+        return data
+    _before, _begin, rest = data.partition(b"-----BEGIN CERTIFICATE-----")
+    block, end, after = rest.partition(b"-----END CERTIFICATE-----")
+    if not end or b"-----BEGIN" in after:
+        return b""
+    try:
+        return binascii.a2b_base64(block, strict_mode=False)
+    except binascii.Error:
+        return b""
 
 
 def _lines(text: str) -> list[tuple[str, str, str]]:
@@ -117,11 +132,11 @@ class Settings:
 
     def certificate(self, path: str | Path) -> None:
         """Take a certificate along."""
-        data = _file(path, "certificate")
-        if data[:1] != b"\x30":  # SEQUENCE, which every DER certificate begins with
+        data = _der(_file(path, "certificate"))
+        if data[:1] != b"\x30":  # SEQUENCE, which every certificate begins with
             raise ConfigError(
-                "the certificate is not in DER form.",
-                hint="`openssl x509 -in FILE -outform der -out FILE.der` makes it so.",
+                "it is no certificate in DER or PEM form.",
+                hint="`openssl x509 -in FILE -outform der -out FILE.der` makes one of DER form.",
                 file=str(path),
             )
         self.add("certificate", f"certificate{self.certificates}.der", data)

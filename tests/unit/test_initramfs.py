@@ -278,6 +278,18 @@ def test_boot_needs_little() -> None:
     }  # fmt: skip
 
 
+def test_codecs_are_imported_too(tmp_path: Path) -> None:
+    """They are looked up when they are used, which no import statement shows."""
+    package = tmp_path / "restrict"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("def f(x):\n    return x.decode('utf-16-le'), x.encode('no')\n")
+    files, others = initramfs_python.closure(["restrict.a"], tmp_path)
+    found = initramfs_python.inspect_interpreter(sys.executable, tmp_path, files, others)
+    assert {"encodings/utf_8", "encodings/ascii", "encodings/utf_16_le"} <= set(found.sources)
+    assert "encodings/cp1252" not in found.sources
+
+
 def test_interpreters_that_do_not_do(tmp_path: Path) -> None:
     files, others = initramfs_python.closure(["restrict.init"], ROOT)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import lzma
 import os
@@ -17,6 +18,7 @@ import pytest
 from restrict import initramfs
 from restrict.errors import ConfigError, RestrictError
 from restrict.initramfs_cpio import Entry, archive
+from restrict.initramfs_install import GENERATORS, install
 from tests.unit.initramfs_util import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +165,106 @@ def test_zstd(made: initramfs.Runtime, tmp_path: Path) -> None:
     assert unpacked == data
 
 
+# ── trees: for other generators, and for the root ──
+
+
+def test_tree_for_another_generator(made: initramfs.Runtime, tmp_path: Path) -> None:
+    built = initramfs.build(made=made)
+    initramfs.write_tree(tmp_path, built, "restrict")
+    assert [path.name for path in tmp_path.iterdir()] == ["restrict"]
+    for name, (mode, data, *_rest) in unpack(built.data).items():
+        path = tmp_path / name
+        if path.is_dir():
+            assert path.stat().st_mode & 0o777 == 0o755
+            continue
+        assert (path.read_bytes(), path.stat().st_mode) == (data, mode)
+    # Again: ours is replaced. What is not ours stays.
+    (tmp_path / "restrict/lib/left over").touch()
+    initramfs.write_tree(tmp_path, built, "restrict")
+    assert not (tmp_path / "restrict/lib/left over").exists()
+    other = tmp_path / "other"
+    (other / "restrict").mkdir(parents=True)
+    (other / "restrict/theirs").touch()
+    with pytest.raises(RestrictError, match="not made by"):
+        initramfs.write_tree(other, built, "restrict")
+    assert [path.name for path in other.rglob("*")] == ["restrict", "theirs"]
+
+
+def test_tree_is_whole_or_not_there(
+    made: initramfs.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = initramfs.build(made=made)
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RestrictError, match="No space left"):
+        initramfs.write_tree(tmp_path, built, "restrict")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_initramfs_is_no_tree(inputs: Path, made: initramfs.Runtime) -> None:
+    built = initramfs.build(standalone=True, configuration=inputs / "init.conf", made=made)
+    with pytest.raises(ConfigError, match="no part of another tree"):
+        initramfs.write_tree(inputs / "tree", built, "restrict")
+    assert not (inputs / "tree").exists()
+
+
+def test_segment_with_a_configuration_can_open_the_root(
+    inputs: Path, made: initramfs.Runtime
+) -> None:
+    found = unpack(initramfs.build(configuration=inputs / "init.conf", made=made).data)
+    assert found["restrict/open"][1].endswith(
+        b"restrict: /restrict/lib/" + Path(made.start[0]).name.encode() + b" cannot be executed\n"
+    )
+    assert b"open\0" in found["restrict/open"][1]
+
+
+def test_successor_says_that_nothing_was_handed_over(tmp_path: Path) -> None:
+    """It runs by itself, as it would on a root that has no Python: here, from its own folder."""
+    prefix = str(tmp_path).lstrip("/") + "/tree"
+    if any(c in prefix for c in "\"'\\{} "):
+        pytest.skip("this temporary folder is no prefix")
+    built = initramfs.build_successor("/sbin/init", prefix=prefix)
+    initramfs.write_tree("/", built, prefix)
+    done = subprocess.run([tmp_path / "tree/init"], capture_output=True, text=True, env={})
+    assert done.returncode == 1
+    assert "nothing was handed over" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_start_programs_tell_their_use(tmp_path: Path) -> None:
+    prefix = str(tmp_path).lstrip("/") + "/tree"
+    if any(c in prefix for c in "\"'\\{} "):
+        pytest.skip("this temporary folder is no prefix")
+    initramfs.write_tree("/", initramfs.build(prefix=prefix), prefix)
+    done = subprocess.run([tmp_path / "tree/init"], capture_output=True, text=True, env={})
+    assert done.returncode == 1
+    assert "this is for PID 1" in done.stderr
+    python = tmp_path / "tree/lib/restrict.pyz"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", python, "nothing"], capture_output=True, text=True
+    )
+    assert (done.returncode, "usage: init | first PROGRAM" in done.stderr) == (2, True)
+
+
+def test_installing_for_a_generator(tmp_path: Path) -> None:
+    with pytest.raises(RestrictError, match="initramfs-tools is not installed"):
+        install("initramfs-tools", tmp_path)
+    assert not list(tmp_path.iterdir())
+    for generator, (sign, files) in GENERATORS.items():
+        (tmp_path / sign).mkdir(parents=True)
+        written = install(generator, tmp_path)
+        assert written == [str(tmp_path / name) for _source, name in files]
+        assert install(generator, tmp_path) == written
+        for path in map(Path, written):
+            assert path.stat().st_mode & 0o777 == 0o755
+            assert subprocess.run(["bash", "-n", path]).returncode == 0
+            assert os.listdir(path.parent).count(path.name) == 1
+    assert not list(tmp_path.rglob(".*"))
+
+
 # ── errors: each says which file and what to do, and leaves nothing ──
 
 
@@ -204,11 +306,17 @@ def test_unreadable_files(folder: Path) -> None:
     assert "cert.der: the certificate cannot be read: No such file" in text
 
 
-def test_certificate_in_pem(folder: Path) -> None:
-    (folder / "cert.der").write_text("-----BEGIN CERTIFICATE-----\n")
-    text = _fails(folder, standalone=True, config=folder / "init.conf")
-    assert "not in DER form" in text
-    assert "openssl x509" in text
+def test_certificate_in_pem(folder: Path, made: initramfs.Runtime) -> None:
+    block = base64.encodebytes(CERTIFICATE).decode()
+    pem = f"-----BEGIN CERTIFICATE-----\n{block}-----END CERTIFICATE-----\n"
+    (folder / "cert.der").write_text(f"some words\n{pem}")
+    built = initramfs.build(standalone=True, configuration=folder / "init.conf", made=made)
+    assert unpack(built.data)["restrict/etc/certificate0.der"][1] == CERTIFICATE
+    for wrong in (pem + pem, pem[:100], "-----BEGIN PRIVATE KEY-----\n", "text", "\n\n"):
+        (folder / "cert.der").write_text(wrong)
+        text = _fails(folder, standalone=True, config=folder / "init.conf")
+        assert "no certificate in DER or PEM form" in text
+        assert "openssl x509" in text
 
 
 def test_mistake_in_the_configuration(folder: Path) -> None:

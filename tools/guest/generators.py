@@ -25,24 +25,32 @@ __all__ = ["generator_tree", "run_generator"]
 
 _FORMAT = "1"
 _SUITE = "trixie"
-_PACKAGES = (
-    "initramfs-tools", "dracut-core", "klibc-utils", "busybox", "kmod", "udev", "systemd",
-    "dmsetup", "cpio", "zstd", "xz-utils", "bash", "dash", "coreutils", "sed", "grep", "findutils",
-    "mawk", "gzip", "util-linux", "mount", "libc-bin", "dpkg", "tar", "diffutils", "base-files",
-    "base-passwd", "python3", "python3-pyelftools", "python3-construct",
+_COMMON = (
+    "kmod", "zstd", "xz-utils", "bash", "dash", "coreutils", "sed", "grep", "findutils", "mawk",
+    "gzip", "util-linux", "mount", "libc-bin", "tar", "diffutils", "base-files", "base-passwd",
+    "python3", "python3-pyelftools", "python3-construct",
 )  # fmt: skip
+#: What each tree has beside that.
+_PACKAGES = {
+    "initramfs": (
+        "initramfs-tools", "dracut-core", "klibc-utils", "busybox", "udev", "systemd", "dmsetup",
+        "cpio", "dpkg",
+    ),
+    "mkosi": ("mkosi", "systemd-repart", "libcryptsetup12", "erofs-utils", "openssl"),
+}  # fmt: skip
 # base-files has these as links of the root directory; here they are made before.
 _MERGED = frozenset(f"usr/{name}" for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"))
 _PACKED = ("pybpf", "restrict")
 
 
-def generator_tree() -> Path:
-    """The unpacked packages, fetched on first use."""
+def generator_tree(kind: str) -> Path:
+    """The unpacked packages of a kind (``initramfs``, ``mkosi``), fetched on first use."""
+    names = sorted((*_COMMON, *_PACKAGES[kind]))
 
     def build(tree: Path) -> None:
         world = World("kernels", (_SUITE, "trixie-backports"))
         world.update()
-        packages = world.resolve(*(f"{name}/{_SUITE}" for name in _PACKAGES))
+        packages = world.resolve(*(f"{name}/{_SUITE}" for name in names))
         debs = world.download(packages)
         for name in ("bin", "sbin", "lib", "lib64"):
             (tree / "usr" / name).mkdir(parents=True)
@@ -61,8 +69,8 @@ def generator_tree() -> Path:
             if not link.exists():
                 link.symlink_to(to)
 
-    target = cache_root() / f"generators-{content_hash([_FORMAT, _SUITE, *_PACKAGES])}"
-    return publish(target, build, "the initramfs generators from Debian packages")
+    target = cache_root() / f"generators-{kind}-{content_hash([_FORMAT, _SUITE, *names])}"
+    return publish(target, build, f"the tree of generators ({kind}) from Debian packages")
 
 
 def _install(tree: Path) -> None:
@@ -114,17 +122,17 @@ def _modules(kernel: Kernel, tree: Path) -> Path:
 
 
 def run_generator(
-    kernel: Kernel, script: str, files: Mapping[str, bytes], result: str
-) -> tuple[bytes, str]:
-    """Run a shell script in the tree, with *files* in it and the kernel's modules in place; gives
-    the file *result* that it made, and what was printed.
+    kernel: Kernel, kind: str, script: str, files: Mapping[str, bytes], results: Sequence[str]
+) -> tuple[list[bytes], str]:
+    """Run a shell script in the tree of a kind, with *files* in it and the kernel's modules in
+    place; gives the files *results* that it made, and what was printed.
 
     Raises:
         GuestError: not root, or the script failed; the message has what it said.
     """
     if os.geteuid() != 0:
         raise GuestError("running an initramfs generator in a tree of its own needs root")
-    tree = generator_tree()
+    tree = generator_tree(kind)
     modules = _modules(kernel, tree)
     with tempfile.TemporaryDirectory(dir=cache_root(), prefix="generator-") as name:
         scratch = Path(name)
@@ -144,7 +152,7 @@ def run_generator(
             done = _run(words)
         if done.returncode:
             raise GuestError(f"the generator failed with status {done.returncode}:\n{done.stdout}")
-        return (upper / result).read_bytes(), done.stdout
+        return [(upper / name).read_bytes() for name in results], done.stdout
 
 
 def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
