@@ -109,6 +109,7 @@ class MapSpec(Frozen):
     section: the ELF section it comes from. frozen: BPF_MAP_FREEZE after filling.
     initial: (key, value) pairs to fill in; a str value names a map or a program.
     struct_ops: a kernel struct with programs in it; members: (member, program) of it.
+    exclusive: name of the only program that may use the map (6.18), or None.
     pin: 0 none, 1 LIBBPF_PIN_BY_NAME. max_entries 0 in a perf event array: number of CPUs.
     """
 
@@ -133,6 +134,7 @@ class MapSpec(Frozen):
     autocreate: bool = True
     struct_ops: bool = False
     members: tuple[tuple[str, str], ...] = ()
+    exclusive: str | None = None
 
 
 class ProgramSpec(Frozen):

@@ -220,6 +220,10 @@ class _Compiled:
         except PybpfError as exc:
             raise exc.at(object=spec.path or spec.name) from None
         loads, lookups = self._programs(btf)
+        try:
+            out = maps.exclusive(spec, out, loads)
+        except PybpfError as exc:
+            raise exc.at(object=spec.path or spec.name) from None
         if lookups:
             out.append(self._lookup(lookups))
         out += loads

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
+import sys
 
 from pybpf.compiler.places import Places
 from pybpf.elf.fixup import KCONFIG
@@ -19,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PIN_ROOT", "create", "fill", "jump_table", "late_fill"]
+__all__ = ["PIN_ROOT", "create", "exclusive", "fill", "jump_table", "late_fill"]
 
 PIN_ROOT = "/sys/fs/bpf"
 
@@ -102,6 +104,54 @@ def _create(
         inner=inner,
         pin_path=path,
     )
+
+
+def exclusive(
+    spec: ObjectSpec, operations: list[ops.Op], loads: list[ops.Op]
+) -> list[ops.Op]:
+    """``operations`` in which maps of one program alone name it by its hash.
+
+    Raises CompileError where what is loaded is not known before: a program that the kernel
+    relocates, or that refers to what only the running kernel has.
+    """
+    wanted = {m.kernel_name or m.name: m for m in spec.maps.values() if m.exclusive is not None}
+    if not wanted:
+        return operations
+    programs = {op.name: op for op in loads if isinstance(op, ops.ProgLoad)}
+    out = []
+    for op in operations:
+        found = wanted.get(op.name) if isinstance(op, ops.MapCreate) else None
+        if isinstance(op, ops.MapCreate) and found is not None:
+            load = programs.get(found.exclusive or "")
+            if load is None:
+                raise CompileError(
+                    f"it is for program {found.exclusive!r} alone, which is not loaded.",
+                    map=found.name,
+                )
+            fields = {name: getattr(op, name) for name in op.FIELDS}
+            op = ops.ExclusiveMapCreate(**fields, program_hash=_program_hash(load, found.name))
+        out.append(op)
+    return out
+
+
+def _program_hash(load: ops.ProgLoad, name: str) -> bytes:
+    """SHA-256 of the instructions with map fds zeroed (kernel: bpf_prog_calc_tag)."""
+    if load.core_relos or any(kind != ops.PATCH_MAP_FD for _, kind, _ in load.patches):
+        raise CompileError(
+            f"it is for program {load.name!r} alone, whose instructions only the running kernel "
+            "knows.",
+            hint='Compile it with relocate="python", and use no symbols of modules.',
+            map=name,
+        )
+    code = bytearray(load.insns)
+    at = 0
+    while at < len(code):
+        wide = code[at] == 0x18
+        source = code[at + 1] >> 4 if sys.byteorder == "little" else code[at + 1] & 15
+        if wide and source in (abi.BPF_PSEUDO_MAP_FD, abi.BPF_PSEUDO_MAP_VALUE):
+            code[at + 4 : at + 8] = code[at + 12 : at + 16] = bytes(4)
+        at += 16 if wide else 8
+    return hashlib.sha256(code).digest()
 
 
 def fill(spec: ObjectSpec, places: Places, *, arena_at_end: bool) -> list[ops.Op]:

@@ -222,6 +222,8 @@ def map_needs(found: MapSpec) -> list[Need]:
         (abi.BPF_F_LINK, "6.4", "struct_ops by link"),
     )
     out += [Need(since, what) for bits, since, what in flags if found.flags & bits]
+    if found.exclusive is not None:
+        out.append(Need("6.18", "maps of one program alone"))
     if found.frozen:
         out.append(Need("5.2", "freezing a map"))
     return out

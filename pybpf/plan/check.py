@@ -21,6 +21,7 @@ _KINDS = {
     _ops.BtfLoad: "ibB",
     _ops.Lookup: "t",
     _ops.MapCreate: "isiiiiiiIIiiIIS",
+    _ops.ExclusiveMapCreate: "isiiiiiiIIiiIISb",
     _ops.MapFill: "it",
     _ops.KconfigFill: "it",
     _ops.MapFreeze: "i",
@@ -191,6 +192,12 @@ def _map_create(plan: _ops.Plan, op: _ops.MapCreate, _: int) -> None:
         raise _bad(f"map {op.name!r} has a negative size")
 
 
+def _exclusive_map_create(plan: _ops.Plan, op: _ops.ExclusiveMapCreate, depth: int) -> None:
+    _map_create(plan, op, depth)
+    if len(op.program_hash) != 32:
+        raise _bad(f"map {op.name!r} is for a program of a hash of {len(op.program_hash)} bytes")
+
+
 def _map_fill(plan: _ops.Plan, op: _ops.MapFill, _: int) -> None:
     _tuples(op.entries, ((bytes,), (bytes, int)), "MapFill")
     for _key, value in op.entries:
@@ -257,7 +264,7 @@ def _when(plan: _ops.Plan, op: _ops.When, depth: int) -> None:
 _MORE: dict[type, Any] = {
     _ops.Lookup: _lookup, _ops.MapCreate: _map_create, _ops.MapFill: _map_fill,
     _ops.KconfigFill: _kconfig_fill,
-    _ops.StructOpsFill: _struct_ops_fill,
+    _ops.StructOpsFill: _struct_ops_fill, _ops.ExclusiveMapCreate: _exclusive_map_create,
     _ops.ProgLoad: _prog_load, _ops.LinkCreate: _link, _ops.Pin: _pin, _ops.Choose: _choose,
     _ops.When: _when,
 }  # fmt: skip

@@ -102,6 +102,8 @@ def _map_create(op: _ops.MapCreate, names: _Names) -> Iterator[str]:
     if op.value_symbol is not None:
         line += f", values of {names.symbol(op.value_symbol)}"
     yield line
+    if isinstance(op, _ops.ExclusiveMapCreate):
+        yield f"  for the program alone whose hash is {op.program_hash.hex()}"
     if op.pin_path:
         yield f"  or take the one pinned at {op.pin_path}; else pin it there"
 
@@ -227,6 +229,7 @@ _HOW: dict[type, Callable[[Any, _Names], Iterator[str]]] = {
     _ops.BtfLoad: _btf_load, _ops.Lookup: _lookup, _ops.MapCreate: _map_create,
     _ops.MapFill: _map_fill, _ops.KconfigFill: _kconfig_fill, _ops.MapFreeze: _map_freeze,
     _ops.ProgLoad: _prog_load, _ops.StructOpsFill: _struct_ops_fill,
+    _ops.ExclusiveMapCreate: _map_create,
     _ops.LinkCreate: _link_create, _ops.Pin: _pin, _ops.Choose: _choose, _ops.When: _when,
 }  # fmt: skip
 

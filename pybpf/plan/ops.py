@@ -24,6 +24,7 @@ __all__ = [
     "PATCH_MAP_FD",
     "BtfLoad",
     "Choose",
+    "ExclusiveMapCreate",
     "KconfigFill",
     "LinkCreate",
     "Lookup",
@@ -131,6 +132,15 @@ class MapCreate(Op):
         "flags": 0, "extra": 0, "numa_node": None, "btf": None, "key_type_id": 0,
         "value_type_id": 0, "inner": None, "value_symbol": None, "pin_path": None,
     }  # fmt: skip
+
+
+class ExclusiveMapCreate(MapCreate):
+    """A MapCreate of a map that one program alone may use (6.18): the one whose instructions,
+    map fds zeroed, have this SHA-256. Others are refused with EACCES when they are loaded."""
+
+    program_hash: bytes
+    __slots__ = ("program_hash",)
+    FIELDS = (*MapCreate.FIELDS, "program_hash")  # type: ignore[assignment]
 
 
 class MapFill(Op):

@@ -315,6 +315,8 @@ class Executor:
         }  # fmt: skip
         if self._token:
             all_of_it["token_fd"] = self._token
+        if isinstance(op, _ops.ExclusiveMapCreate):
+            all_of_it["excl_prog_hash"] = op.program_hash
         try:
             return _create.map_fd(op.type, op.key_size, op.value_size, entries, **all_of_it)
         except KernelError as error:
@@ -604,6 +606,7 @@ _STEPS: dict[type, Callable[[Executor, object], None]] = {
     _ops.MapFill: Executor._map_fill,  # type: ignore[dict-item]
     _ops.KconfigFill: Executor._kconfig_fill,  # type: ignore[dict-item]
     _ops.StructOpsFill: Executor._struct_ops_fill,  # type: ignore[dict-item]
+    _ops.ExclusiveMapCreate: Executor._map_create,  # type: ignore[dict-item]
     _ops.MapFreeze: Executor._map_freeze,  # type: ignore[dict-item]
     _ops.ProgLoad: Executor._prog_load,  # type: ignore[dict-item]
     _ops.LinkCreate: Executor._link_create,  # type: ignore[dict-item]

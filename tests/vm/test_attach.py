@@ -18,7 +18,7 @@ attaching = Scenario("attach")
 # 6.13, tracing of many functions with 7.1, instruction arrays with 6.19.
 ABSENT = {
     "6.12": ("fsession", "uprobe_session", "fentry_multi", "fexit_multi", "fsession.multi",
-             "insn_array"),
+             "insn_array", "exclusive maps"),
 }  # fmt: skip
 
 
@@ -52,6 +52,16 @@ def every_way_shows_its_effect(guest: Guest) -> None:
 @attaching.case(timeout=100.0)
 def jump_tables(guest: Guest) -> None:
     run_module(guest, "test_jump_tables", ABSENT.get(guest.lane, ()))
+
+
+@attaching.case(timeout=100.0)
+def exclusive_maps(guest: Guest) -> None:
+    run_module(guest, "test_exclusive", ABSENT.get(guest.lane, ()))
+
+
+@attaching.case(timeout=100.0)
+def older_kernels(guest: Guest) -> None:
+    run_module(guest, "test_older")
 
 
 @attaching.case(timeout=200.0)
