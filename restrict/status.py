@@ -228,6 +228,21 @@ def _attached(idents: list[int]) -> bool | None:
 
 def read(path: str = PIN) -> Status | None:
     """The state of the policy whose status is pinned at ``path``; None if nothing is."""
+    found = _read(path)
+    if path == PIN and (found is None or not found.in_force):
+        # Whoever enabled or upgraded a kept policy may have been killed before it was shown there.
+        from restrict.keep_pins import in_force
+
+        try:
+            alive = in_force()
+        except KernelError:  # root alone may look
+            alive = []
+        if alive:
+            return _read(alive[-1].status_path)
+    return found
+
+
+def _read(path: str) -> Status | None:
     from restrict.keep import describe
     from restrict.mounts import mounts
 
