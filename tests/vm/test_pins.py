@@ -23,6 +23,10 @@ def check(guest: Guest, tried: Attack) -> None:
     guest.expect(outcome, tried.control)
     assert not seen, seen
     assert alive != tried.kills, "alive" if alive else "dead"
+    check_guarded(guest, tried)
+
+
+def check_guarded(guest: Guest, tried: Attack) -> None:
     outcome, seen, alive = attack(guest, tried, guard=True)
     guest.note(f"guarded: {outcome}; {seen}")
     if tried.operation:
@@ -38,7 +42,7 @@ def check(guest: Guest, tried: Attack) -> None:
 def check_toothless(guest: Guest, tried: Attack) -> None:
     """With no hook that refuses, the check of each denial must fail."""
     try:
-        check(guest, tried)
+        check_guarded(guest, tried)
     except AssertionError as error:
         guest.note(f"without its hook the case fails: {error}")
     else:
@@ -65,9 +69,13 @@ toothless = Scenario(
 )  # fmt: skip
 toothless.setup(prepare_toothless)
 
+_seen: set[tuple[str, str]] = set()
 for _attack in ATTACKS:
     _add(attacks, _attack)
-    _add(lockdown, _attack)
+    # No helper that reads memory by address works under lockdown; one of each kind shows it.
+    if (_attack.operation, _attack.reason) not in _seen:
+        _seen.add((_attack.operation, _attack.reason))
+        _add(lockdown, _attack)
     if _attack.operation:
         _add(toothless, _attack, toothless=True)
 
