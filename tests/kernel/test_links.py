@@ -344,13 +344,24 @@ def test_closing_goes_on_after_a_failure(prefix: str) -> None:
     assert obj.closed
 
 
+def watch_closing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The fds that are closed from now on, in order."""
+    closed: list[int] = []
+    real = posix.close
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(posix, "close", close)
+    return closed
+
+
 def test_links_close_first_and_in_reverse(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     obj = run(_two_links(prefix)).attach()
     expected = [obj.links["two"].fd, obj.links["one"].fd, obj.programs[f"{prefix}_p"].fd,
                 obj.maps[f"{prefix}_n"].fd]  # fmt: skip
-    closed: list[int] = []
-    real = posix.close
-    monkeypatch.setattr(posix, "close", lambda fd: (closed.append(fd), real(fd))[1])
+    closed = watch_closing(monkeypatch)
     obj.close()
     monkeypatch.undo()
     assert closed == expected
@@ -368,9 +379,7 @@ def test_the_same_order_where_nobody_asked_for_an_object(
               the_plan.maps[f"{prefix}_n"][0]]  # fmt: skip
     expected = [executor.slots[place] for place in places]
     assert min(expected) > 2
-    closed: list[int] = []
-    real = posix.close
-    monkeypatch.setattr(posix, "close", lambda fd: (closed.append(fd), real(fd))[1])
+    closed = watch_closing(monkeypatch)
     obj.close()
     monkeypatch.undo()
     assert closed == expected
