@@ -20,8 +20,8 @@ struct {
 struct {
 	__uint(type, 1); /* HASH */
 	__uint(max_entries, 16384);
-	__uint(key_size, 4);
-	__uint(value_size, 8);
+	__type(key, u32);
+	__type(value, u64);
 } table SEC(".maps");
 
 u64 sent;
