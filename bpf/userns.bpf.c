@@ -26,10 +26,15 @@
 
 LICENSE("Dual BSD/GPL");
 
+/* Pipes, sockets and memory files end with their last fd, whoever owns them. */
 SEC("lsm/path_chown")
 int userns_chown(u64 *ctx)
 {
-	return armed ? judge_path(USERNS_OP_CHOWN, ctx[0], 0) : 0;
+	const struct super_block *sb = cast_to(ctx[0], struct path)->mnt->mnt_sb;
+
+	if (!armed || cast_to(sb, struct super_block___flags)->s_flags & 1ULL << SB_NOUSER)
+		return 0;
+	return judge_path(USERNS_OP_CHOWN, ctx[0], 0);
 }
 
 SEC("lsm/path_mkdir")

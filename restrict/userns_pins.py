@@ -92,7 +92,9 @@ def _make_folders(pins: str) -> None:
             raise KernelError(
                 f"no directory for the pins: {error.strerror}.",
                 errno=error.errno or 0, call="mkdir", path=path,
-                hint="Mount bpffs: mount -t bpf bpf /sys/fs/bpf.",
+                hint="The pins policy lets its owner alone make pins there: restrict pins status."
+                if error.errno == errno.EPERM and os.path.ismount(os.path.dirname(pins))
+                else "Mount bpffs: mount -t bpf bpf /sys/fs/bpf.",
             ) from None  # fmt: skip
         if info.st_uid != 0 or info.st_mode & 0o022:
             raise RestrictError(
@@ -195,7 +197,7 @@ class _Installation:
     def guard(self, obj: Object, values: Globals, owner: int | None) -> None:
         """Tell the guard what it guards and for whom."""
         programs: set[int] = set()
-        maps = {found.id for found in obj.maps.values()}
+        maps = {obj.maps[name].id for name in _MAPS}
         for link in self.links.values():
             programs.add(link.prog_id)
             with Program.from_id(link.prog_id) as program:
@@ -311,11 +313,13 @@ def uninstall(pins: str = PINS) -> bool:
     """
     found = False
     links: list[int] = []
+    programs: list[int] = []
     for name in pinned_links(pins):
         fd = _pinned(f"{pins}/programs/{name}", "link")
         if fd is not None:
             with Link(fd, name) as link:
                 links.append(link.id)
+                programs.append(link.prog_id)
     try:
         for folder in (f"{pins}/programs", f"{pins}/maps"):
             try:
@@ -331,7 +335,7 @@ def uninstall(pins: str = PINS) -> bool:
             errno=error.errno or 0, call="unlink", path=error.filename, policy="userns",
         ) from None  # fmt: skip
     _remove_folders(pins)
-    left = wait_released(links)
+    left = wait_released(links, programs=programs)
     if left:
         raise RestrictError(
             f"the pins are removed, but somebody else holds {len(left)} links, whose programs go "

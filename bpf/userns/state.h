@@ -27,6 +27,7 @@ enum {
 	RENAME_WHITEOUT = 1 << 2,
 	O_TMPFILE_BIT = 020000000, /* __O_TMPFILE on x86-64 and aarch64 */
 	CAP_SYS_ADMIN = 21,
+	SB_NOUSER = 31, /* bit of s_flags: user space cannot mount it (include/linux/fs.h) */
 
 	/* include/uapi/linux/posix_acl.h */
 	ACL_USER = 0x02,

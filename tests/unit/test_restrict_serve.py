@@ -177,3 +177,39 @@ def test_a_stale_socket_is_replaced(ring: maps.Map, tmp_path: Path) -> None:
 
 def test_nobody_listens(tmp_path: Path) -> None:
     assert not serve.connect(lambda x: True, follow=False, path=str(tmp_path / "none"))
+
+
+def test_several_readers_at_once(ring: maps.Map, tmp_path: Path) -> None:
+    """Of those that are there; the end of one does not end the others."""
+    paths = [str(tmp_path / name) for name in ("one", "none", "two")]
+    with (
+        maps.create(bpf_abi.BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, name="events") as other,
+        Running(other, tmp_path / "two") as second,
+    ):
+        with Running(ring, tmp_path / "one") as first:
+            first._publish(record(1))
+            second._publish(record(2))
+            got: list[bytes | int] = []
+            assert serve.connect(lambda x: keep(got, x), follow=False, path=paths)
+            assert sorted(map(str, got)) == sorted(map(str, (record(1), record(2))))
+        got = []
+        assert serve.connect(lambda x: keep(got, x), follow=False, path=paths)
+        assert got == [record(2)]
+    assert not serve.connect(lambda x: True, follow=False, path=paths)
+
+
+def test_a_further_fd(ring: maps.Map) -> None:
+    reader, writer = os.pipe()
+    stop, end = os.pipe()
+    seen: list[bytes] = []
+
+    def readable() -> None:
+        seen.append(os.read(reader, 10))
+        os.write(end, b"x")
+
+    os.write(writer, b"ended")
+    with serve.Server(ring.fileno(), None) as server:
+        server.run(stop, also=(reader, readable))
+    assert seen == [b"ended"]
+    for fd in (reader, writer, stop, end):
+        os.close(fd)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pybpf.plan import ops
-from restrict import abi, cli, userns, userns_pins
+from restrict import abi, cli, userns, userns_pins, userns_status
 from restrict.errors import RestrictError
 from restrict.events import Event
 
@@ -171,3 +171,88 @@ def test_not_installed(command: str, capsys: pytest.CaptureFixture[str], tmp_pat
 def test_nothing_to_uninstall(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["userns", "uninstall", "--json", "--pins", str(tmp_path / "none")]) == 1
     assert json.loads(capsys.readouterr().out) == {"removed": False}
+
+
+STATUS = """\
+armed 1
+audit 0
+administrators 1
+teardown_lost 2
+version 1
+generation 0
+kept 0
+events_map 9
+owner 0 start_ticks 0
+guard_map 5
+guard_map 6
+guard_program 7
+guard_link 8
+counter mknod allowed 1 denied 2 audited 0 dropped 0
+counter ipc allowed 0 denied 0 audited 0 dropped 0
+"""
+
+
+def test_the_status_that_the_iterator_prints() -> None:
+    found = userns_status.UsernsStatus(STATUS)
+    found.attached = True
+    assert found.as_dict() == {
+        "in_force": True, "mode": "deny", "version": 1, "administrators": True,
+        "owner": {"pid": 0, "start_ticks": 0},
+        "guard": {"maps": [5, 6], "programs": [7], "links": [8]},
+        "counters": {
+            "mknod": {"allowed": 1, "denied": 2, "audited": 0, "dropped": 0},
+            "ipc": {"allowed": 0, "denied": 0, "audited": 0, "dropped": 0},
+        },
+        "teardown_lost": 2,
+    }  # fmt: skip
+    assert found.text() == (
+        "userns: armed\n"
+        "administered by: CAP_SYS_ADMIN in the initial user namespace\n"
+        "guard: maps 5 6; programs 7; links 8\n"
+        "counters:\n"
+        "  mknod: 1 allowed, 2 denied, 0 audited, 0 dropped\n"
+        "ends of namespaces that were not reported: 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("administrators 1", "administrators 0"), "nobody"),
+        (("owner 0 start_ticks 0", "owner 0 start_ticks 0"), "CAP_SYS_ADMIN"),
+    ],
+)
+def test_who_administers(change: tuple[str, str], said: str) -> None:
+    assert said in userns_status.UsernsStatus(STATUS.replace(*change)).text()
+
+
+def test_an_owner_and_links_that_are_gone() -> None:
+    text = STATUS.replace("administrators 1", "administrators 0")
+    found = userns_status.UsernsStatus(text.replace("owner 0 start", "owner 17 start"))
+    assert "process 17 alone" in found.text()
+    found.attached = False
+    assert not found.in_force
+    assert "NOT in force" in found.text()
+
+
+def test_the_status_of_another_policy() -> None:
+    other = "".join(line for line in STATUS.splitlines(True) if "administrators" not in line)
+    with pytest.raises(RestrictError, match="not the status of the userns policy"):
+        userns_status.UsernsStatus(other)
+
+
+def test_no_status(tmp_path: Path) -> None:
+    assert userns_status.read(str(tmp_path / "none")) is None
+
+
+def test_programs_and_their_guard() -> None:
+    """Nothing is left to a default: what is loaded is what is listed here."""
+    plan = userns_pins.load_plan(PLAN)
+    assert set(plan.programs) == {
+        f"userns_{name}" for name in (
+            "chown", "mkdir", "mknod", "symlink", "link", "rename", "open", "ioctl",
+            "ioctl_compat", "create_queue", "shm", "msg", "sem", "acl", "capability", "mount",
+            "setgroups", "ended_probe", "guard_map", "guard_program", "guard_link", "ptrace",
+            "traceme", "status",
+        )
+    }  # fmt: skip

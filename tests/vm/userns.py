@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A real user namespace in a guest, and what its members try in it."""
+"""A real user namespace in a guest; what its members try is in userns_acts."""
 
 from __future__ import annotations
 
-import _socket
 import os
-import stat
 import struct
 
 from pybpf.errors import KernelError
@@ -17,15 +15,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ACTS", "ALLOWED_DIR", "FIRST", "FOREIGN", "IDMAPPED", "OWN", "Namespace", "call"]
+__all__ = [
+    "ALLOWED_DIR",
+    "FIRST",
+    "FOREIGN",
+    "IDMAPPED",
+    "IDMAPPED_SOURCE",
+    "NEWIPC",
+    "NEWNS",
+    "NEWUSER",
+    "OWN",
+    "Namespace",
+    "call",
+    "idmapped",
+]
 
 FIRST = 0x70000  # the first of the transient ids
 COUNT = 0x10000
 FOREIGN, ALLOWED_DIR, OWN = "/run/foreign", "/run/allowed", "/run/own"
 IDMAPPED, IDMAPPED_SOURCE = "/run/idmapped", "/run/idmapped_source"
-NEWNS, NEWUSER = 0x20000, 0x10000000
+NEWNS, NEWIPC, NEWUSER = 0x20000, 0x8000000, 0x10000000
 _AT_FDCWD = -100
-_PREPARED = 8
 
 
 def call(name: str, *words: int | bytes | str | bytearray | None) -> int:
@@ -34,120 +44,6 @@ def call(name: str, *words: int | bytes | str | bytearray | None) -> int:
         return syscalls.syscall(name, *words)
     except KernelError as error:
         raise OSError(error.errno, str(error)) from None
-
-
-# ── acts: each takes a directory and a name that is new there ──
-
-
-def _touch(path: str) -> int:
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    os.close(fd)
-    return 0
-
-
-def _mkdir(folder: str, name: str) -> int:
-    os.mkdir(f"{folder}/{name}")
-    return 0
-
-
-def _mknod(folder: str, name: str) -> int:
-    os.mknod(f"{folder}/{name}", stat.S_IFIFO | 0o600)
-    return 0
-
-
-def _create(folder: str, name: str) -> int:
-    return _touch(f"{folder}/{name}")
-
-
-def _tmpfile(folder: str, name: str) -> int:
-    os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
-    return 0
-
-
-def _symlink(folder: str, name: str) -> int:
-    os.symlink("target", f"{folder}/{name}")
-    return 0
-
-
-def _link(folder: str, name: str) -> int:
-    os.link(f"{folder}/.{name}", f"{folder}/{name}")
-    return 0
-
-
-def _chown(folder: str, name: str) -> int:
-    os.chown(f"{folder}/.{name}", 5, 5)
-    return 0
-
-
-def _whiteout(folder: str, name: str) -> int:
-    return call(
-        "renameat2", _AT_FDCWD, f"{folder}/.{name}", _AT_FDCWD, f"{folder}/{name}", 1 << 2
-    )
-
-
-def _bind(folder: str, name: str) -> int:
-    with _Socket(_socket.AF_UNIX, _socket.SOCK_STREAM) as sock:
-        sock.bind(f"{folder}/{name}")
-    return 0
-
-
-class _Socket(_socket.socket):
-    def __enter__(self) -> _Socket:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def _queue(folder: str, name: str) -> int:
-    os.close(call("mq_open", name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, None))
-    return 0
-
-
-def _overlay(folder: str, name: str) -> int:
-    """The upper layer and the work directory are in ``folder``."""
-    syscalls_mount = f"lowerdir=/usr,upperdir={folder}/upper,workdir={folder}/work,userxattr"
-    return call("mount", "overlay", "/mnt", "overlay", 0, syscalls_mount)
-
-
-def _overlay_by_fsconfig(folder: str, name: str) -> int:
-    fd = call("fsopen", "overlay", 1)
-    for key, value in (
-        ("lowerdir", "/usr"), ("upperdir", f"{folder}/upper"), ("workdir", f"{folder}/work"),
-    ):  # fmt: skip
-        call("fsconfig", fd, 1, key, value, 0)
-    call("fsconfig", fd, 0, "userxattr", None, 0)
-    call("fsconfig", fd, 6, None, None, 0)
-    os.close(call("fsmount", fd, 1, 0))
-    return 0
-
-
-#: Name → (the act, the event's operation). The folder of "queue" means nothing.
-ACTS: dict[str, tuple[Callable[[str, str], int], str]] = {
-    "mkdir": (_mkdir, "mkdir"),
-    "mknod": (_mknod, "mknod"),
-    "create": (_create, "mknod"),
-    "bind": (_bind, "mknod"),
-    "tmpfile": (_tmpfile, "tmpfile"),
-    "symlink": (_symlink, "symlink"),
-    "link": (_link, "link"),
-    "chown": (_chown, "chown"),
-    "whiteout": (_whiteout, "whiteout"),
-    "overlay": (_overlay, "overlay"),
-    "overlay_by_fsconfig": (_overlay_by_fsconfig, "overlay"),
-}
-QUEUE = _queue
-_NEED_FILE = ("link", "chown", "whiteout")
-
-
-def prepare_folder(folder: str) -> int:
-    """Files that some acts need, owned by the member that calls this."""
-    for act in _NEED_FILE:
-        for number in range(_PREPARED):
-            _touch(f"{folder}/.{act}{number}")
-    os.mkdir(f"{folder}/upper")
-    os.mkdir(f"{folder}/work")
-    return 0
 
 
 class Namespace:

@@ -1,0 +1,683 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The userns policy's life: namespaces put and reset, pins, the guard, its owner, commands."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+
+from restrict import release, userns_pins, userns_status
+from restrict import userns as names_of
+from restrict.errors import RestrictError
+from tests.vm import probes_bpf, userns
+from tests.vm.outcome import ALLOWED, refused, trial
+from tests.vm.probes import attempt
+from tests.vm.scenario import Guest, Scenario
+from tests.vm.userns_acts import create
+from tests.vm.userns_policy import (
+    EXPEDITED,
+    PLAN,
+    PLANS,
+    events,
+    installed,
+    plan_without,
+    plans,
+    prepare,
+    put,
+    reported,
+    run_apart,
+    the_namespace,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from restrict.userns import Userns
+
+PROGRAMS = len(userns_pins.load_plan(userns_pins.default_plan()).programs)
+CAP_SYS_ADMIN = 21
+
+life = Scenario(
+    "userns_life", memory=1024, append=EXPEDITED, timeout=600,
+    drives={"plans": plans(shallow=lambda: plan_without(max_levels=5))},
+)  # fmt: skip
+life.setup(prepare)
+
+
+# ── namespaces ──
+
+
+@life.case()
+def replace_and_extend(guest: Guest) -> None:
+    namespace = the_namespace(guest)
+    foreign, allowed = namespace.path(userns.FOREIGN), namespace.path(userns.ALLOWED_DIR)
+    ids = [names_of.mount_id(foreign), names_of.mount_id(allowed)]
+    assert len(set(ids)) == 2
+    with installed() as policy:
+        policy.put_by_inode(namespace.inode, [foreign], replace=True)
+        policy.put_by_inode(namespace.inode, [allowed])
+        assert [e.mounts for e in policy.namespaces()] == [sorted(ids)]
+        policy.put_by_inode(namespace.inode, [allowed], replace=True)
+        assert [e.mounts for e in policy.namespaces()] == [[ids[1]]]
+        assert policy.reset_by_inode(namespace.inode)
+        assert not policy.reset_by_inode(namespace.inode)
+        assert policy.namespaces() == []
+
+
+@life.case()
+def a_list_that_grows(guest: Guest) -> None:
+    """An inner map starts small; a larger one takes its place, with the mounts of before."""
+    namespace = the_namespace(guest)
+    allowed = namespace.path(userns.ALLOWED_DIR)
+    fds, ids = [allowed], [names_of.mount_id(allowed)]
+    for _ in range(70):
+        fds.append(userns.call("open_tree", -100, userns.FOREIGN, 1 | os.O_CLOEXEC))
+        ids.append(names_of.mount_id(fds[-1]))
+    with installed() as policy:
+        policy.put_by_inode(namespace.inode, fds[:16], replace=True)
+        for fd in fds[16:]:
+            policy.put_by_inode(namespace.inode, [fd])
+        assert [e.mounts for e in policy.namespaces()] == [sorted(ids)]
+        guest.expect(namespace.attempt(create, userns.ALLOWED_DIR, "grown"), ALLOWED)
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "grown"), refused())
+        policy.reset_by_inode(namespace.inode)
+
+
+@life.case()
+def what_is_no_namespace_is_refused(guest: Guest) -> None:
+    namespace = the_namespace(guest)
+    with installed() as policy, open("/proc/self/ns/user") as own, open("/dev/null") as null:
+        for fd in (namespace.mnt, null.fileno(), own.fileno()):
+            try:
+                policy.put_by_fd(fd)
+            except RestrictError as error:
+                guest.note(str(error))
+            else:
+                raise AssertionError(f"fd {fd} was taken")
+        for inode in (1 << 32, 0, -1):
+            try:
+                policy.put_by_inode(inode)
+            except RestrictError:
+                continue
+            raise AssertionError(f"inode {inode} was taken")
+        assert not policy.reset_by_inode(1 << 32)
+        assert policy.namespaces() == []
+
+
+@life.case()
+def its_end_is_reported(guest: Guest) -> None:
+    with installed() as policy:
+        namespace = userns.Namespace(mount=False)
+        policy.put_by_fd(namespace.user, deny_setgroups=True)
+        assert [e.inode for e in policy.namespaces()] == [namespace.inode]
+        assert policy.remove_ended() == []
+        namespace.end()
+        for _ in range(100):
+            gone = policy.remove_ended()
+            if gone:
+                break
+            time.sleep(0.05)
+        assert gone == [namespace.inode]
+        assert policy.namespaces() == []
+
+
+@life.case()
+def two_processes_put(guest: Guest) -> None:
+    """Each adds other mounts to the same namespaces; nothing is lost."""
+    sides = [os.open(path, os.O_PATH) for path in (userns.FOREIGN, userns.ALLOWED_DIR)]
+    inodes = range(1000, 1200)
+    children = []
+    for fd in sides:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with installed() as policy:
+                    for inode in inodes:
+                        policy.put_by_inode(inode, [fd])
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    both = sorted(names_of.mount_id(fd) for fd in sides)
+    with installed() as policy:
+        found = policy.namespaces()
+        assert [e.inode for e in found] == list(inodes)
+        assert all(e.mounts == both for e in found)
+        for inode in inodes:
+            assert policy.reset_by_inode(inode)
+
+
+def _used() -> int:
+    """KiB of memory in use."""
+    with open("/proc/meminfo") as file:
+        values = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    return values["MemTotal"] - values["MemFree"] - values["Buffers"] - values["Cached"]
+
+
+@life.case(timeout=400)
+def ten_thousand_namespaces(guest: Guest) -> None:
+    """Twice: what the allocators keep of the first time is not counted, what leaks is."""
+    fd = os.open(userns.ALLOWED_DIR, os.O_PATH)
+    first, count = 0x10000, 10000
+    full = left = 0
+    with installed() as policy:
+        for turn in range(2):
+            before = _used()
+            for inode in range(first, first + count):
+                policy.put_by_inode(inode, [fd])
+            full = max(full, _used() - before)
+            assert len(list(policy.maps["userns_mounts"].raw_keys())) == count
+            for inode in range(first, first + count):
+                assert policy.reset_by_inode(inode)
+            for _ in range(60):
+                left = _used() - before
+                if left < full // 20:
+                    break
+                time.sleep(0.5 if turn else 0.1)
+            guest.note(f"{full} KiB while all were there, {left} KiB left over")
+        # Some 7 KiB each; it was 70 KiB while each had room for 4,096 mounts from the start.
+        assert 10_000 < full < 200_000, f"{full} KiB"
+        assert left < full // 20
+        assert policy.namespaces() == []
+
+
+# ── the guard ──
+
+
+def _objects() -> dict[str, list[int]]:
+    found = userns_status.read()
+    assert found is not None
+    assert found.in_force
+    return found.guard
+
+
+def _without(capability: int) -> None:
+    """Give up one capability, and keep all others."""
+    header = struct.pack("=Ii", 0x20080522, 0)
+    data = bytearray(24)
+    userns.call("capget", header, data)
+    low = struct.unpack_from("=I", data)[0] & ~(1 << capability)
+    for offset in (0, 4):
+        struct.pack_into("=I", data, offset, low)
+    userns.call("capset", header, data)
+
+
+def _get(path: str) -> int:
+    import ctypes
+
+    text = ctypes.create_string_buffer(path.encode())
+    return probes_bpf.bpf(7, struct.pack("<QII", ctypes.addressof(text), 0, 0))[0]
+
+
+def _get_without_admin(path: str) -> Any:
+    def body(act: Callable[..., int]) -> None:
+        _without(CAP_SYS_ADMIN)
+        act(_get, path)
+
+    return attempt(body)
+
+
+class _Unarmed:
+    """Inside the block every program is attached and allows."""
+
+    def __init__(self, policy: Userns) -> None:
+        self._policy = policy
+
+    def __enter__(self) -> None:
+        with self._policy.globals() as values:
+            values.set("armed", 0)
+
+    def __exit__(self, *exc: object) -> None:
+        with self._policy.globals() as values:
+            values.set("armed", 1)
+
+
+@life.case()
+def maps_are_guarded(guest: Guest) -> None:
+    """CAP_BPF and the right to read the pins are not enough; CAP_SYS_ADMIN outside is."""
+    names = os.listdir(f"{userns_pins.PINS}/maps")
+    assert len(names) == 6
+    with userns_pins.install(userns_pins.load_plan(PLAN)) as policy:
+        events(policy)
+        for name in names:
+            path = f"{userns_pins.PINS}/maps/{name}"
+            with _Unarmed(policy):
+                guest.expect(_get_without_admin(path), ALLOWED)
+            guest.expect(_get_without_admin(path), refused())
+            (event,) = events(policy)
+            assert (event.operation, event.reason) == ("bpf_map", "guard_map")
+            assert event.object in _objects()["map"]
+            guest.expect(attempt(lambda act, p=path: act(_get, p)), ALLOWED)
+            assert not events(policy)
+
+
+@life.case()
+def a_member_gets_nothing(guest: Guest) -> None:
+    """The owner of the namespace has every capability in it: here a pin was even shown to it."""
+    namespace = the_namespace(guest)
+    fd = os.open(f"{userns_pins.PINS}/maps", os.O_RDONLY | os.O_DIRECTORY)
+    path = f"/proc/self/fd/{fd}/bss"
+    os.chmod(f"{userns_pins.PINS}/maps/bss", 0o666)
+    os.chmod(f"{userns_pins.PINS}/maps", 0o755)
+    try:
+        with userns_pins.install(userns_pins.load_plan(PLAN)) as policy:
+            with _Unarmed(policy):
+                guest.expect(namespace.attempt(_get, path), ALLOWED)
+            events(policy)
+            guest.expect(namespace.attempt(_get, path), refused())
+            assert [e.operation for e in events(policy)] == ["bpf_map"]
+    finally:
+        os.chmod(f"{userns_pins.PINS}/maps", 0o700)
+        os.chmod(f"{userns_pins.PINS}/maps/bss", 0o600)
+
+
+@life.case()
+def links_cannot_be_detached(guest: Guest) -> None:
+    """No kernel detaches or updates a tracing link by command: only their pins hold them."""
+    path = f"{userns_pins.PINS}/programs/mknod"
+    fd = _get(path)
+    update, detach = struct.pack("<4I", fd, fd, 0, 0), struct.pack("<I", fd)
+    for number, attributes in ((29, update), (34, detach)):
+        found = attempt(lambda act, n=number, a=attributes: act(probes_bpf.bpf_result, n, a))
+        guest.note(str(found))
+        assert found.kind == "refused"
+    os.close(fd)
+
+
+@life.case()
+def one_owner(guest: Guest) -> None:
+    """With --owner nobody else, root neither, gets at maps, inner maps, programs and links."""
+    plan = userns_pins.load_plan(PLAN)
+    namespace = the_namespace(guest)
+    policy = userns_pins.install(plan, owner=os.getpid())
+    put(guest, policy, userns.ALLOWED_DIR)
+    inner = struct.unpack(
+        "=I", policy.maps["userns_mounts"].lookup(struct.pack("=I", namespace.inode)) or b""
+    )[0]
+    ids = {**_objects()}
+    ids["map"] = [*ids["map"], inner]
+    assert len(ids["map"]) >= 8
+    assert len(ids["link"]) == PROGRAMS
+    try:
+        for kind, numbers in ids.items():
+            for number in numbers:
+                with _Unarmed(policy):
+                    guest.expect(probes_bpf.fd_by_id(kind, number), ALLOWED)
+                events(policy)
+                guest.expect(probes_bpf.fd_by_id(kind, number), refused())
+                found = [(e.operation, e.reason, e.object) for e in events(policy)]
+                assert found == [(f"bpf_{kind}", f"guard_{kind}", number)]
+                os.close(probes_bpf._open_by_id(kind, number))  # the owner itself
+        # Nor by the pins, nor by the tool.
+        for name in os.listdir(f"{userns_pins.PINS}/maps"):
+            path = f"{userns_pins.PINS}/maps/{name}"
+            guest.expect(attempt(lambda act, p=path: act(_get, p)), refused())
+        done = _restrict("userns", "list")
+        assert done.returncode == 1, done.stdout
+        assert "owner" in done.stderr, done.stderr
+        # Nor through the owner.
+        with _Unarmed(policy):
+            guest.expect(_write_memory_of_owner(), ALLOWED)
+        guest.expect(_write_memory_of_owner(), refused(errno.EACCES))
+        # The state can be read all the same.
+        state = userns_status.read()
+        assert state is not None
+        assert (state.owner, state.administrators) == (os.getpid(), False)
+        # A program of somebody else may have maps of other names.
+        guest.expect(probes_bpf.create_map(), ALLOWED)
+    finally:
+        policy.reset_by_inode(namespace.inode)
+        userns_pins.install(plan).close()
+        policy.close()
+
+
+def _write_memory_of_owner() -> Any:
+    owner = os.getpid()
+    return attempt(lambda act: act(os.open, f"/proc/{owner}/mem", os.O_RDWR))
+
+
+@life.case()
+def an_owner_that_is_gone(guest: Guest) -> None:
+    """Nobody administers then; the policy goes on, and the pins can be removed by root."""
+    namespace = the_namespace(guest)
+    plan = userns_pins.load_plan(PLAN)
+
+    def become_owner() -> None:
+        with userns_pins.install(plan, owner=os.getpid()) as policy:
+            put(guest, policy)
+
+    run_apart(become_owner)
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "gone0"), refused())
+    outcome = trial(userns_pins.open_pinned)
+    guest.note(str(outcome))
+    guest.expect(outcome, refused())
+    assert userns_pins.uninstall()
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "gone1"), ALLOWED)
+    run_apart(lambda: userns_pins.install(plan).close())
+    with installed() as policy:
+        put(guest, policy)
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "gone2"), refused())
+        policy.reset_by_inode(namespace.inode)
+
+
+# ── installing ──
+
+
+@life.case()
+def installed_again(guest: Guest) -> None:
+    namespace = the_namespace(guest)
+    plan = userns_pins.load_plan(PLAN)
+    with installed() as policy:
+        put(guest, policy)
+        with userns_pins.install(plan) as again:
+            assert sorted(again.reused) == sorted(again.links) == sorted(plan.programs)
+            assert [e.inode for e in again.namespaces()] == [namespace.inode]
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "again0"), refused())
+        # One link is gone: it alone is made anew.
+        (link,) = [n for n in _objects()["link"] if n == _link_id("mknod")]
+        before = set(_objects()["program"])
+        os.unlink(f"{userns_pins.PINS}/programs/mknod")
+        assert release.wait_released([link]) == []
+        guest.wait(lambda: before - set(probes_bpf.ids("program")), "the program is gone")
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "again1"), ALLOWED)
+        with userns_pins.install(plan) as again:
+            assert set(again.links) - set(again.reused) == {"userns_mknod"}
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "again2"), refused())
+        assert link not in _objects()["link"]
+        assert _link_id("mknod") in _objects()["link"]
+        policy.reset_by_inode(namespace.inode)
+
+
+def _link_id(name: str) -> int:
+    from pybpf.kernel.link import Link
+
+    with Link.from_pin(f"{userns_pins.PINS}/programs/{name}") as link:
+        return link.id
+
+
+@life.case()
+def what_fails_is_undone(guest: Guest) -> None:
+    """A pin of another kind is in the way of the last link: nothing is left of the rest."""
+    pins = "/sys/fs/bpf/restrict/other"
+    os.makedirs(f"{pins}/programs", 0o700)
+    os.chmod(pins, 0o711)
+    plan = userns_pins.load_plan(PLAN)
+    from pybpf.kernel.map import create as create_map
+
+    last = list(plan.programs)[-1].removeprefix("userns_")
+    with create_map(2, 4, 4, 1) as found:
+        found.pin(f"{pins}/programs/{last}" if last != "status" else f"{pins}/status")
+    before = {kind: probes_bpf.ids(kind) for kind in ("link", "program", "map")}
+    try:
+        userns_pins.install(plan, pins=pins)
+    except Exception as error:
+        guest.note(str(error))
+    else:
+        raise AssertionError("it was installed over a map")
+    left = [n for n in probes_bpf.ids("link") if n not in before["link"]]
+    assert release.wait_released(left) == []
+    found_now = sorted(os.listdir(pins) + os.listdir(f"{pins}/programs"))
+    guest.note(str(found_now))
+    os.unlink(f"{pins}/programs/{last}" if last != "status" else f"{pins}/status")
+    os.rmdir(f"{pins}/programs")
+    os.rmdir(pins)
+    guest.wait(
+        lambda: set(probes_bpf.ids("program")) <= set(before["program"]), "programs are gone"
+    )
+
+
+@life.case()
+def without_pins(guest: Guest) -> None:
+    """It lasts as long as the handle."""
+    namespace = the_namespace(guest)
+    before = set(probes_bpf.ids("link"))
+    with installed() as pinned:
+        pinned.reset_by_inode(namespace.inode)
+    policy = userns_pins.install(userns_pins.load_plan(PLAN), pins=None)
+    links = [n for n in probes_bpf.ids("link") if n not in before]
+    assert len(links) == PROGRAMS - 1  # no status without a pin
+    policy.put_by_fd(namespace.user)
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "unpinned0"), refused())
+    for number in links:
+        guest.expect(probes_bpf.fd_by_id("link", number), refused())
+    programs = [link.prog_id for link in policy.links.values()]
+    policy.close()
+    assert release.wait_released(links, programs=programs) == []
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "unpinned1"), ALLOWED)
+
+
+@life.case()
+def audit_allows_and_reports(guest: Guest) -> None:
+    namespace = the_namespace(guest)
+    plan = userns_pins.load_plan(PLAN)
+    with userns_pins.install(plan, audit=True) as policy:
+        put(guest, policy)
+        events(policy)
+        before = _counter("mknod")
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "audit0"), ALLOWED)
+        assert [(e.verdict, e.path) for e in events(policy)] == [("audited", "audit0")]
+        after = _counter("mknod")
+        assert (after["audited"], after["denied"]) == (before["audited"] + 1, before["denied"])
+        # The guard is not softened.
+        guest.expect(_get_without_admin(f"{userns_pins.PINS}/maps/bss"), refused())
+    with userns_pins.install(plan) as policy:
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "audit1"), refused())
+        assert _counter("mknod")["denied"] == after["denied"] + 1
+        policy.reset_by_inode(namespace.inode)
+
+
+def _counter(operation: str) -> dict[str, int]:
+    found = userns_status.read()
+    assert found is not None
+    return found.counters[operation]
+
+
+@life.case()
+def too_deep(guest: Guest) -> None:
+    """No kernel lets chains grow to where the programs stop looking, so a plan that looks at five
+    levels shows what comes then: refused, managed or not."""
+    namespace = the_namespace(guest)
+    guest.mount(guest.node("plans"), PLANS)
+    with installed() as pinned:
+        pinned.reset_by_inode(namespace.inode)
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "shallow0", nested=4), ALLOWED)
+    with userns_pins.install(userns_pins.load_plan(f"{PLANS}/shallow"), pins=None) as policy:
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "shallow1", nested=3), ALLOWED)
+        events(policy)
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "shallow2", nested=4), refused())
+        (event,) = events(policy)
+        assert (event.operation, event.reason, event.managed) == ("mknod", "too_deep", 0)
+        policy.put_by_fd(namespace.user)
+        guest.expect(namespace.attempt(create, userns.FOREIGN, "shallow3", nested=3), refused())
+        assert [e.reason for e in events(policy)] == ["mount"]
+        links = [link.id for link in policy.links.values()]
+    assert release.wait_released(links) == []
+
+
+# ── commands ──
+
+
+def _restrict(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-s", "-m", "restrict", *words], capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def command(*words: str) -> Any:
+    done = _restrict("userns", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-s", "-m", "restrict", *words], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _lines_until(process: subprocess.Popen[str], key: str, value: object) -> dict[str, Any]:
+    assert process.stdout is not None
+    line: dict[str, Any] = {}
+    while line.get(key) != value:
+        text = process.stdout.readline()
+        assert text, process.stderr.read() if process.stderr is not None else ""
+        line = json.loads(text)
+    return line
+
+
+@life.case()
+def commands(guest: Guest) -> None:
+    again = command("install")
+    assert (again["attached"], len(again["reused"])) == ([], PROGRAMS)
+    namespace = userns.Namespace(mount=False)
+    path = f"/proc/{namespace.pid}/ns/user"
+    fd = os.open(userns.ALLOWED_DIR, os.O_PATH)
+    entry = {
+        "inode": namespace.inode, "mounts": [names_of.mount_id(fd)], "deny_setgroups": True
+    }  # fmt: skip
+    os.close(fd)
+    put_words = ("put", path, "--mount", userns.ALLOWED_DIR, "--deny-setgroups")
+    assert command(*put_words) == {"inode": namespace.inode}
+    found = command("list")
+    assert found["namespaces"] == [entry]
+    assert len(found["programs"]) == PROGRAMS - 1
+    assert command("reset", str(namespace.inode))["removed"]
+    assert _restrict("userns", "reset", str(namespace.inode)).returncode == 1
+    assert command("list")["namespaces"] == []
+    command(*put_words)
+    watch = _start("userns", "watch", "--json")
+    namespace.end()
+    assert _lines_until(watch, "event", "ended")["inode"] == namespace.inode
+    second = _restrict("userns", "watch")
+    assert second.returncode == 1, second.stdout
+    assert "another" in second.stderr, second.stderr
+    watch.terminate()
+    assert watch.wait(20) == 0
+    assert command("list")["namespaces"] == []
+
+
+@life.case()
+def events_from_the_watch(guest: Guest) -> None:
+    """`restrict events` gets them from the process that watches, and says of which policy."""
+    namespace = the_namespace(guest)
+    nobody = _restrict("events", "--json")
+    assert nobody.returncode == 1, nobody.stdout
+    with installed() as policy:
+        put(guest, policy)
+        events(policy)
+    watch = _start("userns", "watch", "--json")
+    guest.wait(lambda: os.path.exists("/run/restrict/events-userns"), "the watch listens")
+    follow = _start("events", "--follow", "--json")
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "watched0"), refused())
+    for process in (watch, follow):
+        line = _lines_until(process, "path", "watched0")
+        assert line["policy"] == "userns"
+        assert (line["operation"], line["reason"]) == ("mknod", "mount")
+        assert line["managed"] == namespace.inode
+    history = _restrict("events", "--policy", "userns", "--json")
+    assert history.returncode == 0, history.stderr
+    assert json.loads(history.stdout.splitlines()[-1])["path"] == "watched0"
+    assert _restrict("events", "--policy", "fsaccess").returncode == 1
+    watch.terminate()
+    assert watch.wait(20) == 0
+    assert follow.wait(20) == 0  # its reader has ended
+    with installed() as policy:
+        policy.reset_by_inode(namespace.inode)
+
+
+@life.case()
+def status_for_everybody(guest: Guest) -> None:
+    def body(act: Callable[..., int]) -> None:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+
+        def read() -> int:
+            found = userns_status.read()
+            assert found is not None
+            assert found.in_force
+            assert found.counters["mknod"]["denied"] >= 0
+            return 0
+
+        act(read)
+
+    guest.expect(attempt(body), ALLOWED)
+    found = command("status")
+    assert found["in_force"] is True
+    assert (found["mode"], found["administrators"], found["owner"]["pid"]) == ("deny", True, 0)
+    assert len(found["guard"]["links"]) == PROGRAMS
+    done = _restrict("userns", "status")
+    assert done.returncode == 0, done.stderr
+    guest.note(done.stdout)
+    assert done.stdout.startswith("userns: armed")
+    assert _restrict("userns", "status", "--pins", "/sys/fs/bpf/none").returncode == 1
+
+
+@life.case()
+def command_without_pins(guest: Guest) -> None:
+    before = set(probes_bpf.ids("link"))
+    process = _start("userns", "install", "--no-pin", "--json")
+    assert process.stdout is not None
+    line = json.loads(process.stdout.readline())
+    assert (len(line["attached"]), line["mode"]) == (PROGRAMS - 1, "deny")
+    links = [n for n in probes_bpf.ids("link") if n not in before]
+    assert len(links) == PROGRAMS - 1
+    guest.expect(probes_bpf.fd_by_id("link", links[0]), refused())
+    process.terminate()
+    assert process.wait(20) == 0
+    assert release.wait_released(links) == []
+
+
+@life.case()
+def somebody_else_holds_a_link(guest: Guest) -> None:
+    """uninstall says so; without that it returns when nothing is attached any more."""
+    plan = userns_pins.load_plan(PLAN)
+    fd = _get(f"{userns_pins.PINS}/programs/mknod")
+    held = _link_id("mknod")
+    real, userns_pins.wait_released = (
+        userns_pins.wait_released,
+        lambda idents, **more: release.wait_released(idents, 2.0, **more),
+    )  # fmt: skip
+    said = ""
+    try:
+        userns_pins.uninstall()
+    except RestrictError as error:
+        said = str(error)
+    finally:
+        userns_pins.wait_released = real
+    guest.note(said)
+    assert str(held) in said
+    os.close(fd)
+    assert release.wait_released([held]) == []
+    run_apart(lambda: userns_pins.install(plan).close())
+
+
+@life.case()
+def uninstalled(guest: Guest) -> None:
+    """Last: without the pins nothing is left of it."""
+    namespace = the_namespace(guest)
+    with installed() as policy:
+        put(guest, policy)
+        events(policy)
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "last0"), refused())
+    with installed() as policy:
+        reported(guest, policy, "mknod", "mount")
+    links = _objects()["link"]
+    assert userns_pins.uninstall()
+    assert release.existing(links) == []
+    guest.expect(namespace.attempt(create, userns.FOREIGN, "last1"), ALLOWED)
+    assert userns_pins.open_pinned() is None
+    assert userns_status.read() is None
+    assert not os.path.exists(userns_pins.PINS)
