@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import struct
 import sys
 
 from pybpf.errors import KernelError, UsageError
@@ -15,7 +16,7 @@ from pybpf.sys import abi, bpf, layouts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from pybpf.kernel.program import Program
@@ -57,6 +58,12 @@ _KEYLESS = frozenset(
     )
 )  # fmt: skip
 _BATCH = 256
+# Layouts of numbers that struct has a letter for.
+_CODES = {
+    ("int", size, signed): code.lower() if signed else code
+    for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))
+    for signed in (False, True)
+}
 
 
 def create(
@@ -412,6 +419,20 @@ class Map(KernelObject):
                     count = min(4 * count, self.max_entries)
                     continue
                 raise error.at(map=self._name)  # noqa: B904
+            codes = [
+                _CODES.get(layout[:3]) if layout else None
+                for layout in (self.key_layout, self.value_layout)
+            ]
+            if codes[0] and codes[1] and not self.per_cpu:
+                yield from zip(
+                    struct.unpack_from(f"={done}{codes[0]}", keys),
+                    struct.unpack_from(f"={done}{codes[1]}", values),
+                    strict=True,
+                )
+                if end:
+                    return
+                cursor = following
+                continue
             view = memoryview(values)
             for i in range(done):
                 key = bytes(keys[i * self.key_size : (i + 1) * self.key_size])
@@ -426,14 +447,32 @@ class Map(KernelObject):
     def update_batch(self, pairs: Any) -> int:
         """Store many (key, value) pairs in one call; returns their number."""
         items = list(pairs)
-        keys = b"".join(self._key(key) for key, _ in items)
-        values = b"".join(self._value(value) for _, value in items)
+        keys = self._many([key for key, _ in items], self.key_size, self.key_layout, self._key)
+        new = [value for _, value in items]
+        if self.per_cpu or self.type in _OF_FDS:
+            values = b"".join(map(self._value, new))
+        else:
+            values = self._many(new, self.value_size, self.value_layout, self._value)
         return self._write_batch(abi.BPF_MAP_UPDATE_BATCH, len(items), keys, values)
 
     def delete_batch(self, keys: Any) -> int:
         """Delete many keys in one call; ENOENT (with the count done) if one is missing."""
-        raw = [self._key(key) for key in keys]
-        return self._write_batch(abi.BPF_MAP_DELETE_BATCH, len(raw), b"".join(raw), None)
+        items = list(keys)
+        raw = self._many(items, self.key_size, self.key_layout, self._key)
+        return self._write_batch(abi.BPF_MAP_DELETE_BATCH, len(items), raw, None)
+
+    @staticmethod
+    def _many(
+        items: list[Any], size: int, layout: Layout | None, one: Callable[[Any], bytes]
+    ) -> bytes:
+        """Keys or values in a row: numbers all at once, whatever else ``one`` by one."""
+        code = _CODES.get(layout[:3] if layout else ("int", size, False))
+        if code:
+            try:
+                return struct.pack(f"={len(items)}{code}", *items)
+            except struct.error:
+                pass  # some are no plain numbers, or do not fit: then ``one`` tells which
+        return b"".join(map(one, items))
 
     def _write_batch(self, cmd: int, count: int, keys: bytes, values: bytes | None) -> int:
         if not count:
