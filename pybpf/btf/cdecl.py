@@ -39,7 +39,10 @@ __all__ = ["CDump", "declare", "definition", "dump"]
 _COMPOSITE = (KIND_STRUCT, KIND_UNION)
 _QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "restrict"}
 _MAX_DEPTH = 64
-_MAX_STEPS = 1_000_000
+# What stands in a header many times over, types without a name, may take a few times what the BTF
+# has: 6.18's vmlinux takes 156,544 steps for 126,611 types and 22,553 lines for 1.4 million words.
+_STEPS, _STEPS_A_TYPE = 200_000, 8
+_LINES = 100_000
 _MAX_LINES = 50_000  # of one definition; the kernel's longest has 2,000
 _LONG_GAP = 64 * 64
 _TRANSPARENT = frozenset((*_QUALIFIERS, KIND_TYPE_TAG, KIND_TYPEDEF, KIND_PTR, KIND_VAR))
@@ -74,6 +77,8 @@ class CDump:
         self._state: dict[int, int] = {}
         self._forward: set[int] = set()
         self._lines = 0
+        self._steps = _STEPS + _STEPS_A_TYPE * btf.count
+        self._left = _LINES + len(btf.data) // 4
         self._shapes: dict[int, tuple[int, bool]] = {}
         self._enumerators: dict[int, list[tuple[str, int]]] = {}
 
@@ -175,7 +180,8 @@ class CDump:
     def _count(self, lines: int, found: Type) -> None:
         """Bound a definition: what it embeds may embed the next twice, and so on."""
         self._lines += lines
-        if self._lines > _MAX_LINES:
+        self._left -= lines
+        if self._lines > _MAX_LINES or self._left < 0:
             raise FormatError(f"[{found.id}] {found.name or '(anon)'} takes too many lines",
                               btf=self.btf.label)
 
@@ -271,10 +277,14 @@ class CDump:
 
     def _shape(self, found: Type, depth: int) -> tuple[int, bool]:
         """(alignment, packed), worked out once for each type."""
-        found = self.btf.skip(found.id)
         known = self._shapes.get(found.id)
         if known is not None:
             return known
+        asked = found.id
+        found = self.btf.skip(asked)
+        if found.id != asked:
+            shape = self._shapes[asked] = self._shape(found, depth)
+            return shape
         if depth > _MAX_DEPTH:
             raise FormatError(f"[{found.id}] is nested too deep", btf=self.btf.label)
         kind = found.kind
@@ -334,7 +344,6 @@ class CDump:
         An explicit stack: chains of types are longer than Python may recurse.
         """
         stack = [(self.btf.type(type_id), strong, False)]
-        steps = 0
         while stack:
             found, whole, ready = stack.pop()
             state = self._state.get(found.id, 0)
@@ -345,8 +354,8 @@ class CDump:
                     self._state[found.id] = _WRITTEN
                     yield self.define(found) + "\n"
                 continue
-            steps += 1
-            if steps > _MAX_STEPS:
+            self._steps -= 1
+            if self._steps < 0:
                 raise FormatError(f"[{type_id}] needs too many types", btf=self.btf.label)
             named = bool(found.name) and found.kind in _COMPOSITE
             if found.kind == KIND_FWD or (named and not whole):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pybpf.btf.cdecl import dump
 from pybpf.btf.layout import layout
 from pybpf.btf.write import BtfWriter
 from pybpf.cli import main
@@ -89,6 +90,17 @@ def test_a_type_that_many_members_share_is_no_doubling() -> None:
     pair = writer.add_struct("pair", 8, [(n, writer.add_int("int", 4), 0) for n in ("a", "b")])
     whole = writer.add_struct("s", 8000, [(f"m{i}", pair, 64 * i) for i in range(1000)])
     assert len(layout(writer.btf(), whole)[2]) == 1000
+
+
+def test_a_type_without_a_name_in_thousands_of_others() -> None:
+    """286 KB of BTF that would be a header of 60 million lines."""
+    writer = BtfWriter("little")
+    integer = writer.add_int("int", 4)
+    whole = writer.add_struct("", 80_000, [("m", integer, 32 * i) for i in range(20_000)])
+    for i in range(3000):
+        writer.add_typedef(f"t{i}", whole)
+    with within(60.0), pytest.raises(FormatError, match="too many"):
+        dump(writer.btf(name="x"))
 
 
 def test_a_bit_field_wider_than_its_type() -> None:
