@@ -191,6 +191,11 @@ class Turn:
         except OSError as e:
             self.__exit__()
             busy = e.errno == errno.EWOULDBLOCK
+            hint = "Mount a bpf filesystem: mount -t bpf bpf /sys/fs/bpf."
+            if busy:
+                hint = "Wait for it to end."
+            elif e.errno in (errno.EPERM, errno.EACCES) and _is_guarded(self._folder):
+                hint = "A pins policy with another owner is over it; see `restrict pins status`."
             raise KernelError(
                 "another process is changing the kept policy."
                 if busy
@@ -198,9 +203,7 @@ class Turn:
                 errno=e.errno or 0,
                 call="flock" if busy else "mkdir",
                 path=self._folder,
-                hint="Wait for it to end."
-                if busy
-                else "Mount a bpf filesystem: mount -t bpf bpf /sys/fs/bpf.",
+                hint=hint,
             ) from None
         return self
 
@@ -208,6 +211,13 @@ class Turn:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _is_guarded(folder: str) -> bool:
+    try:
+        return pins_status.guarded(os.path.dirname(folder))
+    except (PybpfError, OSError):
+        return False
 
 
 def clean(folder: str = FOLDER) -> list[int]:
