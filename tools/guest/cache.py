@@ -116,7 +116,9 @@ def processor_slot() -> Iterator[None]:
     names = [folder / f"guest-{number}" for number in range(os.cpu_count() or 1)]
     fds = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) for name in names]
     try:
-        with progress("waiting until fewer guests run"):
+        # Who waits queues for one lock, which the kernel gives in the order of asking; only the
+        # first in the queue looks for a slot, so nobody is overtaken for ever.
+        with progress("waiting until fewer guests run"), lock(folder / "guest-queue"):
             while not any(_try_lock(fd) for fd in fds):
                 time.sleep(0.1)
         yield
