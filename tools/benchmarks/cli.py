@@ -16,11 +16,12 @@ from typing import Any
 from tools.benchmarks.errors import BenchError
 from tools.benchmarks.objects import DEFAULT, choose, corpus_folder
 from tools.benchmarks.report import guest_text, host_text
+from tools.benchmarks.scale import scale_text
 from tools.guest.errors import GuestError
 
 __all__ = ["main"]
 
-_PARTS = ("host", "guest")
+_PARTS = ("host", "scale", "guest")
 _LEAST_ROUNDS = 3
 
 
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "against bpftool, and in a virtual machine what the policy costs. Needs root.",
         epilog="Exit status: 0 measured, 1 something failed, 2 usage. No timing decides it.",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="host, guest; default: both")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="host, scale, guest; default: all")
     parser.add_argument(
         "--pairs", type=_rounds, default=30, metavar="N",
         help="rounds of the host part; each runs every contender once (default %(default)s)",
@@ -102,6 +103,15 @@ def _host(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
+    from tools.benchmarks.host import HostBench, bpf_filesystem
+    from tools.benchmarks.scale import measure as measure_scale
+
+    python = _interpreter(arguments.python)
+    with bpf_filesystem() as pins, tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        return measure_scale(HostBench(python, arguments.pairs, Path(folder), pins))
+
+
 def _guest(arguments: argparse.Namespace) -> dict[str, Any]:
     from tools.benchmarks.boot import boot_times
     from tools.benchmarks.guest import measure
@@ -125,13 +135,17 @@ def main(words: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     quiet = arguments.json == "-"
     result: dict[str, Any] = {"format": 1, "pairs": arguments.pairs}
+    parts_known = {
+        "host": (_host, host_text), "scale": (_scale, scale_text), "guest": (_guest, guest_text)
+    }  # fmt: skip
     try:
         if os.geteuid():
             raise BenchError("root is needed: run tools/bench as root")
         for part in parts:
-            result[part] = _host(arguments) if part == "host" else _guest(arguments)
+            run, text = parts_known[part]
+            result[part] = run(arguments)
             if not quiet:
-                print((host_text if part == "host" else guest_text)(result[part]), end="\n\n")
+                print(text(result[part]), end="\n\n")
     except (BenchError, GuestError) as error:
         print(f"tools/bench: {error}", file=sys.stderr)
         return 1
@@ -139,10 +153,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
     result["seconds"] = round(time.monotonic() - started, 1)
     if arguments.json:
-        text = json.dumps(result, indent=1) + "\n"
+        written = json.dumps(result, indent=1) + "\n"
         if quiet:
-            sys.stdout.write(text)
+            sys.stdout.write(written)
         else:
-            Path(arguments.json).write_text(text)
+            Path(arguments.json).write_text(written)
     print(f"tools/bench: took {result['seconds']} s", file=sys.stderr)
     return 0

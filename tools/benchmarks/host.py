@@ -26,7 +26,8 @@ from tools.guest.cache import progress
 
 __all__ = ["HostBench", "bpf_filesystem", "describe_host"]
 
-BUNDLE = "bundle"
+SELF_RUNNING = "bundle that runs by itself"
+BUNDLE = "bundle, by the library"
 KERNEL = "ELF, relocated in the kernel"
 PYTHON = "ELF, relocated in Python"
 WARM = ", modules imported before"
@@ -96,6 +97,16 @@ class HostBench:
         done = subprocess.run([str(word) for word in script], capture_output=True, text=True)
         if done.returncode:
             raise BenchError(f"{subject.name} cannot be bundled: {done.stderr.strip()}")
+        return target
+
+    def self_running(self, bundle: Path) -> Path:
+        """The same Plan with its executor, in one file."""
+        target = bundle.with_suffix(".pyz")
+        code = (
+            f"import sys; sys.path.insert(0, {str(self.product)!r}); from pybpf.pyz import build; "
+            f"open({str(target)!r}, 'wb').write(build(open({str(bundle)!r}, 'rb').read()))"
+        )
+        subprocess.run([str(self.python), "-I", "-c", code], check=True)
         return target
 
     def _elf(self, subject: Subject, how: str, *modules: str) -> list[str | Path]:
@@ -173,6 +184,10 @@ class HostBench:
         modules = {how: self._imports(subject, how, subject.path) for how in ("kernel", "python")}
         contenders = [
             Contender(BUNDLE, self._script("load_bundle", self.product, bundle)),
+            Contender(
+                SELF_RUNNING,
+                [self.python, "-I", "-S", self.self_running(bundle), "--no-attach"],
+            ),
             Contender(KERNEL, self._elf(subject, "kernel")),
             Contender(PYTHON, self._elf(subject, "python")),
             Contender(KERNEL + WARM, self._elf(subject, "kernel", *modules["kernel"])),
