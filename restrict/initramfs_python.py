@@ -27,7 +27,7 @@ __all__ = ["Interpreter", "closure", "compile_all", "inspect_interpreter", "make
 _TOPS = ("pybpf", "restrict")
 # The rooms of the executor. What they import from others, on demand, is for people at a terminal
 # (symbols of ELF files, section names), not for a boot.
-_ROOMS = ("pybpf.kernel", "pybpf.plan", "pybpf.sys", "restrict")
+_ROOMS = ("pybpf.btf", "pybpf.kernel", "pybpf.plan", "pybpf.sys", "restrict")
 _SINGLE = ("pybpf", "pybpf.errors", "pybpf.record", *_ROOMS)
 # Codecs are imported when they are first used: these by the interpreter itself, others where our
 # sources name them.

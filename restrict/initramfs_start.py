@@ -20,7 +20,7 @@ import time
 from pybpf.errors import PybpfError
 from restrict import config, fsaccess, handover, init, mounts
 from restrict.disks import open_image, waiting
-from restrict.errors import KernelError, RestrictError, describe
+from restrict.errors import ConfigError, KernelError, RestrictError, describe
 from restrict.images import read_bytes
 from restrict.kmsg import Console
 from restrict.modules import insmod
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from restrict import keep_pins
     from restrict.config import InitConfig
 
 __all__ = ["command", "first", "open_root", "resume"]
@@ -62,9 +63,18 @@ def first(
             hint="A segment is put before an initramfs, which brings it along.",
             program=then[0],
         )
+    if settings.keep == "ownerless":
+        # Its guard is sealed when the window is closed, by whoever has the handles.
+        raise ConfigError(
+            "keep = ownerless is for `restrict init` alone: before another generator the policy "
+            "is kept by exec or pins.",
+            key="keep",
+        )
     policy = init.enforce(settings, plan, certificates, say, state, started)
-    step("hand over")
-    environment, _record = handover.hand_over(policy)
+    environment: dict[str, str] = {}
+    if settings.keep == "exec":
+        step("hand over")
+        environment, _record = handover.hand_over(policy)
     step("exec")
     say(f"executing {then[0]} after {time.monotonic() - started:.3f} s")
     for target in _TAKEN_AWAY:
@@ -121,7 +131,32 @@ def resume(plan: str, then: list[str]) -> int:
     if not os.path.isdir("/proc/self/fd"):
         mounts.ensure("proc", "/proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
     _find_record()
+    if handover.VARIABLE not in os.environ and os.getpid() == 1:
+        from restrict import keep_pins
+
+        kept = keep_pins.in_force()
+        if kept:
+            return _resume_kept(kept, then)
     return init.resume(then, plan_path=plan)
+
+
+def _resume_kept(kept: list[keep_pins.Generation], then: list[str]) -> int:
+    """The same where pins keep the policy: PID 1 is its owner, and may open what is pinned."""
+    console = Console("restrict")
+    try:
+        for generation in kept:
+            with generation.globals() as values:
+                before = values.get("initramfs_dev")
+                values.set("initramfs_dev", 0)
+            console.say(
+                f"took over generation {generation.number}, kept by pins"
+                + (f"; initramfs {before >> 20}:{before & 0xFFFFF} was still trusted" if before
+                   else "")
+            )  # fmt: skip
+        os.execve(then[0], then, dict(os.environ))
+    except BaseException as e:
+        console.say(f"resume FAILED, what is kept stays in force: {describe(e)}", priority=4)
+        return 1
 
 
 def _main(path: str, then: list[str]) -> int:

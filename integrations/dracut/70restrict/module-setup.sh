@@ -20,6 +20,6 @@ install() {
         derror "restrict: its part of the initramfs could not be made"
         exit 1
     }
-    # In front of the loop that waits for the root device, so that udev sees it like any other.
-    inst_hook pre-trigger 70 "$moddir/restrict-open.sh"
+    # In the loop that waits for the root device, once udev has found the disks.
+    inst_hook initqueue/settled 70 "$moddir/restrict-open.sh"
 }
