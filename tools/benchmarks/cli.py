@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.benchmarks.corpus import corpus_text
 from tools.benchmarks.errors import BenchError
 from tools.benchmarks.objects import DEFAULT, choose, corpus_folder
 from tools.benchmarks.report import guest_text, host_text
@@ -21,7 +22,7 @@ from tools.guest.errors import GuestError
 
 __all__ = ["main"]
 
-_PARTS = ("host", "scale", "guest")
+_PARTS = ("host", "corpus", "scale", "guest")
 _LEAST_ROUNDS = 3
 
 
@@ -39,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         "against bpftool, and in a virtual machine what the policy costs. Needs root.",
         epilog="Exit status: 0 measured, 1 something failed, 2 usage. No timing decides it.",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="host, scale, guest; default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART",
+                        help="host, corpus, scale, guest; default: all")  # fmt: skip
     parser.add_argument(
         "--pairs", type=_rounds, default=30, metavar="N",
         help="rounds of the host part; each runs every contender once (default %(default)s)",
@@ -48,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         "--objects", default=",".join(DEFAULT), metavar="NAME,…",
         help="objects of the host part: names from the corpus or from tools/benchmarks/bpf, "
         "or files that end in .o (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--corpus-rounds", type=_rounds, default=7, metavar="N",
+        help="rounds of the corpus part, for each of its objects (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--corpus", metavar="DIR", help="the corpus (default: as tools/corpus finds it)"
@@ -103,6 +109,19 @@ def _host(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _corpus(arguments: argparse.Namespace) -> dict[str, Any]:
+    from tools.benchmarks.corpus import measure as measure_corpus
+    from tools.benchmarks.host import HostBench, bpf_filesystem
+
+    corpus = corpus_folder(arguments.corpus)
+    if corpus is None:
+        raise BenchError("there is no corpus; give its folder with --corpus")
+    python = _interpreter(arguments.python)
+    with bpf_filesystem() as pins, tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        bench = HostBench(python, arguments.pairs, Path(folder), pins)
+        return measure_corpus(bench, corpus, arguments.corpus_rounds)
+
+
 def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
     from tools.benchmarks.host import HostBench, bpf_filesystem
     from tools.benchmarks.scale import measure as measure_scale
@@ -128,7 +147,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit status."""
     parser = _parser()
     arguments = parser.parse_args(words)
-    parts = arguments.parts or list(_PARTS)
+    parts = arguments.parts or [
+        part for part in _PARTS if part != "corpus" or corpus_folder(arguments.corpus)
+    ]
     for part in parts:
         if part not in _PARTS:
             parser.error(f"there is no part {part!r}; parts: {', '.join(_PARTS)}")
@@ -136,7 +157,8 @@ def main(words: Sequence[str] | None = None) -> int:
     quiet = arguments.json == "-"
     result: dict[str, Any] = {"format": 1, "pairs": arguments.pairs}
     parts_known = {
-        "host": (_host, host_text), "scale": (_scale, scale_text), "guest": (_guest, guest_text)
+        "host": (_host, host_text), "corpus": (_corpus, corpus_text),
+        "scale": (_scale, scale_text), "guest": (_guest, guest_text),
     }  # fmt: skip
     try:
         if os.geteuid():

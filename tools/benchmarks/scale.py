@@ -54,7 +54,7 @@ def _ring(bench: HostBench, way: str, size: int, events: int) -> dict[str, float
     """One consumer of the flood: "libbpf", or one of ours ("read", "consume")."""
     producer = program("flood", "-lbpf")
     pin = bench.bpffs / "flood"
-    common = [OBJECTS / "flood.bpf.o", pin, producer, str(size), str(events)]
+    common: list[str | Path] = [OBJECTS / "flood.bpf.o", pin, producer, str(size), str(events)]
     command: list[str | Path]
     if way == "libbpf":
         command = [program("libbpf_ring", "-lbpf"), *common]
