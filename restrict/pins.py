@@ -262,10 +262,11 @@ class Pins:
 
         with self.globals() as values:
             links = values.ids("guard_link_ids")
+            programs = values.ids("guard_program_ids")
         self.disarm()
         self.close()
         _remove(self.path)
-        return wait_released(links)
+        return wait_released(links, programs=programs)
 
     def close(self) -> None:
         """Close the handles; the pins keep the policy."""
