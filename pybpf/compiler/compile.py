@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from weakref import WeakKeyDictionary
 
@@ -206,6 +207,9 @@ class _Compiled:
             # As with libbpf, what the kernel must have and has not ends the load, whichever
             # programs refer to it.
             check_externs(spec, self.resolver, self.target)
+        if self.target.running and (self.in_python or self.struct_ops.maps):
+            here = os.uname()
+            out.append(ops.RequireKernel(release=here.release, version=here.version))
         btf = None
         if spec.btf is not None:
             btf = places.slot("btf", "")

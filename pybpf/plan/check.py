@@ -22,6 +22,7 @@ _KINDS = {
     _ops.Lookup: "t",
     _ops.MapCreate: "isiiiiiiIIiiIIS",
     _ops.ExclusiveMapCreate: "isiiiiiiIIiiIISb",
+    _ops.RequireKernel: "ss",
     _ops.MapFill: "it",
     _ops.KconfigFill: "it",
     _ops.MapFreeze: "i",

@@ -194,6 +194,10 @@ def _pin(op: _ops.Pin, names: _Names) -> Iterator[str]:
     yield f"pin {names.slot(op.src)} at {op.path}"
 
 
+def _require_kernel(op: _ops.RequireKernel, names: _Names) -> Iterator[str]:
+    yield f"go on only on Linux {op.release} ({op.version})"
+
+
 def _choose(op: _ops.Choose, names: _Names) -> Iterator[str]:
     when = f"errno {', '.join(map(str, op.on))}" if op.on else "the verifier or a missing name"
     yield f"choose {op.label}: the first that works; the next is tried on {when}"
@@ -229,7 +233,7 @@ _HOW: dict[type, Callable[[Any, _Names], Iterator[str]]] = {
     _ops.BtfLoad: _btf_load, _ops.Lookup: _lookup, _ops.MapCreate: _map_create,
     _ops.MapFill: _map_fill, _ops.KconfigFill: _kconfig_fill, _ops.MapFreeze: _map_freeze,
     _ops.ProgLoad: _prog_load, _ops.StructOpsFill: _struct_ops_fill,
-    _ops.ExclusiveMapCreate: _map_create,
+    _ops.ExclusiveMapCreate: _map_create, _ops.RequireKernel: _require_kernel,
     _ops.LinkCreate: _link_create, _ops.Pin: _pin, _ops.Choose: _choose, _ops.When: _when,
 }  # fmt: skip
 

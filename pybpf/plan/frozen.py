@@ -45,7 +45,7 @@ ENTRY = struct.Struct("<BI")
 CLASSES: tuple[type, ...] = (
     _ops.Plan, _ops.BtfLoad, _ops.Lookup, _ops.MapCreate, _ops.MapFill, _ops.MapFreeze,
     _ops.ProgLoad, _ops.LinkCreate, _ops.Pin, _ops.Choose, _ops.When, _ops.KconfigFill,
-    _ops.StructOpsFill, _ops.ExclusiveMapCreate,
+    _ops.StructOpsFill, _ops.ExclusiveMapCreate, _ops.RequireKernel,
 )  # fmt: skip
 # Entries may share entries: written out they must not be very many more than are in the file
 # (layouts share a lot, hence the first number), nor nested so deep that recursion fails.

@@ -35,6 +35,7 @@ __all__ = [
     "Pin",
     "Plan",
     "ProgLoad",
+    "RequireKernel",
     "StructOpsFill",
     "When",
 ]
@@ -265,6 +266,14 @@ class Pin(Op):
     src: int
     path: str
     __slots__ = FIELDS = ("src", "path")
+
+
+class RequireKernel(Op):
+    """Go on only on the kernel that the Plan was decided for, told by uname(2)'s words."""
+
+    release: str
+    version: str
+    __slots__ = FIELDS = ("release", "version")
 
 
 class Choose(Op):

@@ -423,6 +423,11 @@ class Executor:
         try:
             self._load(op)
         except PybpfError as error:
+            if isinstance(error, KernelError) and error.errno == bpf.E2BIG and op.core_relos:
+                error.hint = error.hint or (
+                    f"Linux {posix.uname().release}, if older than 5.17, does no relocations "
+                    "itself: make the Plan on this kernel with relocate=\"python\"."
+                )
             raise error.at(program=op.name, section=op.section or None)  # noqa: B904
 
     def _load(self, op: _ops.ProgLoad) -> None:
@@ -529,6 +534,15 @@ class Executor:
             raise error.at(**where, path=path)  # noqa: B904
         self.journal.append(("pin", path))
 
+    def _require_kernel(self, op: _ops.RequireKernel) -> None:
+        here = posix.uname()
+        if (here.release, here.version) != (op.release, op.version):
+            raise PlanError(
+                f"this Plan was decided for Linux {op.release} ({op.version}), and this is Linux "
+                f"{here.release} ({here.version}).",
+                hint="Make it on this kernel, or with relocations left to the kernel.",
+            )
+
     def _choose(self, op: _ops.Choose) -> None:
         if not op.alternatives:
             raise PlanError(f"choice {op.label!r} has no alternatives")
@@ -607,6 +621,7 @@ _STEPS: dict[type, Callable[[Executor, object], None]] = {
     _ops.KconfigFill: Executor._kconfig_fill,  # type: ignore[dict-item]
     _ops.StructOpsFill: Executor._struct_ops_fill,  # type: ignore[dict-item]
     _ops.ExclusiveMapCreate: Executor._map_create,  # type: ignore[dict-item]
+    _ops.RequireKernel: Executor._require_kernel,  # type: ignore[dict-item]
     _ops.MapFreeze: Executor._map_freeze,  # type: ignore[dict-item]
     _ops.ProgLoad: Executor._prog_load,  # type: ignore[dict-item]
     _ops.LinkCreate: Executor._link_create,  # type: ignore[dict-item]

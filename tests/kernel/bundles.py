@@ -8,7 +8,7 @@ from pathlib import Path
 import pybpf
 from pybpf.pyz import build
 
-__all__ = ["features_bundle"]
+__all__ = ["FEATURES", "features_bundle"]
 
 FEATURES = Path(__file__).resolve().parent.parent / "objects/features.bpf.o"
 

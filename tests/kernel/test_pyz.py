@@ -23,7 +23,7 @@ from pybpf import kernel
 from pybpf.kernel.link import Link
 from pybpf.plan import ops
 from pybpf.pyz import build, plan_of
-from tests.kernel.bundles import features_bundle
+from tests.kernel.bundles import FEATURES, features_bundle
 from tests.kernel.helpers import SOCKET, live_names, mov, plan, prog, returns, settle
 from tests.kernel.test_links import _two_links
 
@@ -177,6 +177,24 @@ def test_a_refusal_is_told_and_leaves_nothing(prefix: str, tmp_path: Path) -> No
     assert f"program {prefix}_p" in done.stderr
     assert "R0 !read_ok" in done.stderr
     assert not live_names(prefix)
+
+
+def test_a_bundle_for_another_kernel_is_refused(tmp_path: Path, prefix: str) -> None:
+    """Relocations that were decided for one kernel are not run on another one."""
+    here = os.uname()
+    loads = prog(0, f"{prefix}_p", returns(0), SOCKET)
+    same = ops.RequireKernel(release=here.release, version=here.version)
+    assert run_it(written(tmp_path, plan(same, loads)), "--no-attach").returncode == 0
+    for other in (("5.4.0-made-up", here.version), (here.release, "#1 SMP made up")):
+        required = ops.RequireKernel(release=other[0], version=other[1])
+        done = run_it(written(tmp_path, plan(required, loads)), "--no-attach")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Linux {other[0]} ({other[1]})" in done.stderr
+        assert here.release in done.stderr
+    spec = pybpf.read(FEATURES)
+    decided = pybpf.compile(spec, relocate="python")
+    assert decided.ops[0] == same
+    assert same not in pybpf.compile(spec).ops
 
 
 def test_without_privileges(features: Path, tmp_path: Path) -> None:
