@@ -126,7 +126,8 @@ class Tree:
         for path, kind in ((TOP, "tmpfs"), (MID, "tmpfs"), (PINS, "bpf")):
             os.mkdir(path)
             mount(kind, path, kind)
-        mount("cgroup2", CGROUP, "cgroup2")
+        if not os.path.ismount(CGROUP):
+            mount("cgroup2", CGROUP, "cgroup2")
         group = f"{CGROUP}/t{os.getpid()}-{len(os.listdir(CGROUP))}"
         os.mkdir(group)
         folder = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
