@@ -6,8 +6,9 @@
         guard/                    its own links and maps
         …                         whatever the owner pins there: nothing more need be done for it
 
-The owner is a process (tgid and start time; 1 in production). Once it has ended nobody can take
-anything away until the machine is started again. The owner may appoint a deputy.
+The owner is a process (tgid and start time). Once it has ended nobody can take anything away until
+the machine is started again. The owner may appoint a deputy. Process 1 is a good owner if it is an
+init of ours; one that acts on others' orders is none (``Pins.disown``).
 
 Needs Linux 6.12, `bpf` among the security modules, and a mounted bpf filesystem.
 """
@@ -239,6 +240,16 @@ class Pins:
             values.set("deputy_tgid", 0)
             values.set("deputy_start_ticks", ticks)
             values.set("deputy_tgid", pid or 0)
+
+    def disown(self) -> None:
+        """Nobody is owner or deputy from now on; only a reboot unloads it.
+
+        For an owner that does what others ask of it: systemd as process 1 unlinks what a unit
+        names (PIDFile=, Symlinks= with RemoveOnStop=), and what the owner does is allowed.
+        """
+        with self.globals() as values:
+            values.set("deputy_tgid", 0)
+            values.set("owner_tgid", 0)
 
     def disarm(self) -> None:
         """Let everybody do everything again; ``arm`` takes it back."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""``restrict pins install|status|protect|list|register|unregister|delegate|watch|uninstall``."""
+"""``restrict pins install|status|protect|list|register|delegate|disown|watch|uninstall …``."""
 
 from __future__ import annotations
 
@@ -56,17 +56,22 @@ def _install(arguments: argparse.Namespace) -> int:
                 }
             )
         else:
-            print(
-                f"pins: armed; {policy.path} belongs to process {owner}"
-                + ("" if arguments.foreground or owner != os.getpid() else ", which ends now: "
-                   "nobody can unload it until the machine is started again"),
-                flush=True,
-            )  # fmt: skip
+            print(f"pins: armed; {policy.path} belongs to {_owner(arguments, owner)}", flush=True)
             for note in policy.notes:
                 print(f"note: {note}", flush=True)
         if arguments.foreground:
             _serve(policy, arguments.json, stop)
     return 0
+
+
+def _owner(arguments: argparse.Namespace, owner: int) -> str:
+    if owner == os.getpid() and not arguments.foreground:
+        owner_words = f"process {owner}, which ends now"
+    elif owner:
+        return f"process {owner}"
+    else:
+        owner_words = "nobody"
+    return f"{owner_words}: nobody can unload it until the machine is started again"
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -133,6 +138,14 @@ def _delegate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _disown(arguments: argparse.Namespace) -> int:
+    with _opened(arguments) as policy:
+        policy.disown()
+    if arguments.json:
+        _print_json({"owner": 0})
+    return 0
+
+
 def _serve(policy: pins.Pins, as_json: bool, stop: int) -> None:
     from restrict.serve import SOCKETS, Server
 
@@ -195,7 +208,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     install.add_argument(
         "--owner", type=int, metavar="PID",
-        help="process that may unload it instead of this one (1 in production; 0: none)",
+        help="process that may unload it instead of this one (0: none)",
     )  # fmt: skip
     install.add_argument(
         "--foreground", action="store_true",
@@ -215,6 +228,7 @@ def add_parser(commands: Any) -> None:
         command.set_defaults(forget=name == "unregister")
     delegate = add("delegate", "give a process the owner's rights beside the owner", _delegate)
     delegate.add_argument("process", type=int, metavar="PID", help="0 takes them back")
+    add("disown", "the owner gives its rights up, until the machine is started again", _disown)
     add("watch", "print events and offer them to `restrict events`, until a signal", _watch)
     add("uninstall", "disarm and take away", _uninstall)
     from restrict.keep_cli import add_upgrade

@@ -486,6 +486,20 @@ def commands(guest: Guest) -> None:
 
 
 @owner.case()
+def disowned(guest: Guest) -> None:
+    """The owner gives up its rights: then it is as good as anybody."""
+    path = "/run/disowned"
+    with pins.install(pins.load_plan(PLAN), path=path) as policy:
+        os.mkdir(f"{path}/x")
+        policy.disown()
+        guest.expect(trial(lambda: os.mkdir(f"{path}/y")), refused())
+        guest.expect(trial(lambda: os.rmdir(f"{path}/x")), refused())
+    found = pins_status.read(path)
+    assert found is not None
+    assert (found.in_force, found.owner, found.owner_alive) == (True, 0, False)
+
+
+@owner.case()
 def nobody_owns_it(guest: Guest) -> None:
     """Last: the installer has ended; until reboot nobody unloads it."""
     path = "/run/nobody"
