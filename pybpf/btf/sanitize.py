@@ -161,7 +161,9 @@ class _Sanitizer:
             for i, var in enumerate(found.variables):
                 at = found.pos + 3 + 3 * i
                 name_off = self.btf.type(var.type).name_off
-                self.words[at : at + 3] = array("I", (name_off, var.type, var.offset * 8))
+                # Bits, in a word: an offset of half a GiB is nonsense, and the kernel says so.
+                bits = var.offset * 8 & 0xFFFFFFFF
+                self.words[at : at + 3] = array("I", (name_off, var.type, bits))
             self._put(found, KIND_STRUCT)
         elif "qmark_datasec" in self.missing:
             self._rename(found.name_off, b"?")

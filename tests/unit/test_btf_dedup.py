@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -133,6 +135,58 @@ def test_as_many_types_as_libbpf_keeps(tmp_path: Path) -> None:
         return Counter(KIND_NAMES[t.kind] for t in btf if t.kind not in apart)
 
     assert kinds(ours) == kinds(theirs)
+
+
+def test_long_chains_take_no_square_of_their_length() -> None:
+    """A pointer to a pointer to …: each differs from the next only at the far end."""
+    w = BtfWriter("little")
+    last = w.add_int("int", 4)
+    for _ in range(30_000):
+        last = w.add_ptr(last)
+    start = time.process_time()
+    found, ids = merged(w.btf(), w.btf())
+    assert time.process_time() - start < 60  # a guard against hanging: it takes 1 s
+    assert found.count == last + 1
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_against_comparing_all_pairs(seed: int) -> None:
+    """Small random graphs of pointers, structs and declarations, every pair compared."""
+    rng = Random(seed)
+    count = rng.randrange(3, 14)
+    w = BtfWriter("little")
+    for _ in range(count):
+        target = rng.randrange(0, count + 1)
+        if rng.random() < 0.5:
+            w.add_ptr(target)
+        else:
+            members = [("a", target, 0)]
+            if rng.random() < 0.5:
+                members.append(("b", rng.randrange(0, count + 1), 64))
+            w.add_struct(rng.choice("st"), 16, members)
+    btf = w.btf()
+
+    def same(a: int, b: int, assumed: frozenset[tuple[int, int]]) -> bool:
+        if a == b or (a, b) in assumed:
+            return True
+        if not a or not b:
+            return False
+        one, other = btf.type(a), btf.type(b)
+        if (one.kind, one.name, one.vlen) != (other.kind, other.name, other.vlen):
+            return False
+        pairs = (
+            [(m.type, n.type) for m, n in zip(one.members, other.members, strict=True)]
+            if one.kind == KIND_STRUCT
+            else [(one.type, other.type)]
+        )
+        assumed |= {(a, b)}
+        return all(same(x, y, assumed) for x, y in pairs)
+
+    _, (ids,) = merged(btf)
+    for a in range(1, count + 1):
+        for b in range(1, count + 1):
+            assert (ids[a] == ids[b]) == same(a, b, frozenset()), (a, b)
 
 
 def test_what_cannot_be_merged() -> None:

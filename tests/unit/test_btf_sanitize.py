@@ -75,3 +75,12 @@ def test_nothing_missing_changes_nothing() -> None:
 def test_unknown_features_are_refused() -> None:
     with pytest.raises(UsageError, match="telepathy"):
         sanitize(modern(), {"telepathy"})
+
+
+def test_an_offset_that_no_member_can_have() -> None:
+    """Found by fuzzing: in bits it does not fit into its word."""
+    w = BtfWriter()
+    var = w.add_var("far", w.add_int("int", 4), 1)
+    w.add_datasec(".data", 8, [(var, 1 << 31, 4)])
+    old = Btf.parse(sanitize(w.btf(), {"datasec"}))
+    assert old.type(3).members[0].bit_offset == 0

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from pybpf.asm.disasm import disasm
 from pybpf.asm.insn import decode, encode
 from pybpf.btf import cdecl, sanitize
+from pybpf.btf.consts import ENUM_KINDS, KIND_FWD, KIND_INT
+from pybpf.btf.dedup import dedup
 from pybpf.btf.layout import layout
 from pybpf.btf.model import Btf
 from pybpf.cli import inspect
@@ -95,6 +97,9 @@ def _object_seeds() -> Iterator[bytes]:
     for path in _objects():
         if path.stat().st_size <= _LARGEST:
             yield path.read_bytes()
+    from tests.unit.jump_table_object import build
+
+    yield build()
 
 
 def _elf(data: bytes) -> None:
@@ -183,11 +188,25 @@ def _btf(data: bytes) -> None:
     except PybpfError as error:
         _judge(error)
         return
-    for work in (_every_type, _whole):
+    for work in (_every_type, _whole, _once):
         try:
             work(btf)
         except PybpfError as error:
             _judge(error)
+
+
+def _once(btf: Btf) -> None:
+    """The types of two copies are those of one, but for variables."""
+    data, (one, other) = dedup([btf, btf])
+    found = Btf.parse(data, name=NAME)
+    for old in range(1, btf.count):
+        here, there = btf.type(old), found.type(one[old])
+        if (here.kind, here.name) != (there.kind, there.name) and here.kind not in (
+            KIND_FWD, *ENUM_KINDS,
+        ):
+            raise Finding(f"type [{old}] became another one")
+        if one[old] != other[old] and here.kind == KIND_INT:
+            raise Finding(f"type [{old}] is there twice")
 
 
 def _every_type(btf: Btf) -> None:
