@@ -22,7 +22,7 @@ HEAVY = {
     [
         "init", "fsaccess", "handover", "lockout", "preflight", "devmapper", "keyring", "mounts",
         "modules", "events", "seccomp", "serve", "status", "simulate", "config", "guard", "kmsg",
-        "gpt", "images", "disks", "cli",
+        "gpt", "images", "disks", "cli", "pins", "pins_status",
     ],
 )  # fmt: skip
 def test_early_boot_imports_little(module: str) -> None:
