@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import sys
 
@@ -12,6 +11,7 @@ from pybpf.elf.fixup import KCONFIG
 from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import CompileError
 from pybpf.plan import ops
+from pybpf.plan.frozen import sha256
 from pybpf.record import replace
 from pybpf.reloc.finish import arena_data_offset
 from pybpf.spec import MapSpec, ObjectSpec
@@ -151,7 +151,7 @@ def _program_hash(load: ops.ProgLoad, name: str) -> bytes:
         if wide and source in (abi.BPF_PSEUDO_MAP_FD, abi.BPF_PSEUDO_MAP_VALUE):
             code[at + 4 : at + 8] = code[at + 12 : at + 16] = bytes(4)
         at += 16 if wide else 8
-    return hashlib.sha256(code).digest()
+    return sha256(bytes(code))
 
 
 def fill(spec: ObjectSpec, places: Places, *, arena_at_end: bool) -> list[ops.Op]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.enums import ENUM_SH_TYPE_BASE
 from elftools.elf.relocation import RelocationSection
 
 from pybpf.elf import read
@@ -20,10 +21,19 @@ OBJECTS = sorted((Path(__file__).parent.parent / "objects").glob("*.o"))
 
 
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda p: p.name)
-def test_symbols_and_relocations_as_pyelftools_reads_them(path: Path) -> None:
+def test_all_tables_are_as_pyelftools_reads_them(path: Path) -> None:
     data = path.read_bytes()
     image = ElfImage(data, name="x")
     elf = ELFFile(io.BytesIO(data))
+    types = {None: 0, **ENUM_SH_TYPE_BASE}
+    assert [s[1:] for s in image.sections] == [
+        (
+            "" if not number else theirs.name, types.get(theirs["sh_type"], theirs["sh_type"]),
+            theirs["sh_flags"], theirs["sh_offset"], theirs["sh_size"], theirs["sh_link"],
+            theirs["sh_info"], theirs["sh_entsize"],
+        )
+        for number, theirs in enumerate(elf.iter_sections())
+    ]  # fmt: skip
     symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
     assert [(s.value, s.size) for s in image.symbols] == [
         (s["st_value"], s["st_size"]) for s in symbols
