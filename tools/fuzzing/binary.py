@@ -396,7 +396,7 @@ def mutate_plan(data: bytes, rng: Random) -> bytes:
             index = len(entries) - 1 - rng.randrange(min(len(entries), 12))
         tag, body = entries[index]
         how = rng.randrange(8)
-        if tag in _LISTS and body and how < 6:
+        if tag in _LISTS and len(body) >= 4 and how < 6:
             numbers = bytearray(body)
             at = 4 * rng.randrange(len(body) // 4)
             if how < 4:
