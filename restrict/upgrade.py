@@ -293,6 +293,12 @@ class _Exchange:
         done.devices = len(self.seed.copied)
         # From here on nothing is undone: the new generation is whole and in force.
         self.step("drop")
+        # The old one's guard knows the new maps as newborn, for the owner and the deputy of its own
+        # time. Half removed it could no longer be told of another deputy, and would go on refusing.
+        with self.old.globals() as values:
+            values.set("guard_births", 0)
+        with self.old.map("births") as births:
+            births.clear()
         self.old.remove()
 
     def _inert(self, obj: Object) -> None:
