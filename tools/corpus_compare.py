@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import mmap
 import os
 import sys
 from collections.abc import Iterator
@@ -23,10 +24,19 @@ from pybpf.btf.model import Btf
 from pybpf.cli.verify import verify
 from pybpf.compiler.listing import MAP_MARK, listing
 from pybpf.compiler.target import Target
+from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.elf.reader import read
 from pybpf.errors import PybpfError
 
-__all__ = ["Difference", "Report", "compare", "find_corpus", "host_matches", "main"]
+__all__ = [
+    "Difference",
+    "Report",
+    "compare",
+    "compare_live",
+    "find_corpus",
+    "host_matches",
+    "main",
+]
 
 VERDICT_KERNEL = "host-6.18"  # the only kernel with load verdicts, and the one of all kfunc ids
 PERF_EVENT_ARRAY = 4
@@ -125,8 +135,44 @@ def compare(corpus: Path, *, kernels: list[str] | None = None, load: bool = Fals
         for path in objects:
             label = f"{path.parent.name}/{path.name}"
             golden = _golden(corpus, path, VERDICT_KERNEL)
-            for what, detail in _compare_verdicts(path, running, golden, report):
-                report.differences.append(Difference(label, "running", what, detail))
+            for what, detail, reason in _compare_verdicts(path, running, golden, report):
+                report.differences.append(Difference(label, "running", what, detail, reason))
+    return report
+
+
+def compare_live(
+    folder: Path, libbpf: Path, *, btf: Path | None = None, load: bool = False
+) -> Report:
+    """Compare every object in ``folder`` with what the libbpf in ``libbpf`` makes of it here.
+
+    btf: another kernel's than the running one's. Raises YardstickError.
+    """
+    from tools.corpus_yardstick import YardstickError, build, results
+
+    program = build(libbpf)
+    objects = sorted(folder.rglob("*.o"))
+    if not objects:
+        raise YardstickError(f"there are no objects in {folder}")
+    report = Report(objects=len(objects))
+    host = Btf.vmlinux()
+    target = Target(btf=host if btf is None else Btf.open(str(btf)))
+    kernel = "running" if btf is None else btf.name
+    running = Target.of_running()
+    for only_load in (False, True) if load else (False,):
+        for golden in results(program, objects, btf=btf, load=only_load):
+            path = Path(golden["object"])
+            label = str(path.relative_to(folder))
+            if "crashed" in golden:
+                report.notes.append(f"{label}: libbpf ended with {golden['crashed']}")
+                continue
+            report.listings += not only_load
+            found = (
+                _compare_verdicts(path, running, golden, report)
+                if only_load
+                else _compare_one(path, target, golden, host, report)
+            )
+            for what, detail, reason in found:
+                report.differences.append(Difference(label, kernel, what, detail, reason))
     return report
 
 
@@ -154,7 +200,9 @@ def _compare_one(
     programs = {p["name"]: p for p in golden["progs"]}
     found = {p["name"]: p for p in mine["programs"]}
     yield from _names("program", set(found), set(programs))
-    map_names = [m["name"] for m in mine["maps"]], [m["name"] for m in golden["maps"]]
+    # Behind the object's maps ours count those of jump tables.
+    ours_named = [m["name"] for m in (*mine["maps"], *mine.get("jump_tables", ()))]
+    map_names = ours_named, [m["name"] for m in golden["maps"]]
     for name in found.keys() & programs.keys():
         report.programs += 1
         yield from _compare_program(found[name], programs[name], map_names, target, host)
@@ -180,7 +228,8 @@ def _compare_map(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Fou
         reason = None
         if mine == "max_entries" and ours["type"] == PERF_EVENT_ARRAY:
             reason = "the number of CPUs, which are not the same on the machine of the corpus"
-        elif mine == "max_entries" and ours[mine] == 0 and theirs[golden] == 1:
+        elif mine == "max_entries" and ours[mine] == 0 and theirs[golden] in (1, mmap.PAGESIZE):
+            # libbpf makes a page of it where the map is a ring buffer.
             reason = "the object leaves the size to its loader; the corpus was made with 1"
         yield "map", f"{name}: {mine} {ours[mine]}, not {theirs[golden]}", reason
 
@@ -214,6 +263,10 @@ def _compare_program(
     renamed = set()
     for index, (x, y) in enumerate(zip(a, b, strict=True)):
         if x == y:
+            continue
+        if x[1] == JUMP_TABLES:
+            reason = "libbpf tells the map of a jump table by its fd"
+            yield "instructions", f"{name}: instruction {index}: a jump table", reason
             continue
         same = _same_symbol(x, y, target, host)
         if same is None:
@@ -265,15 +318,25 @@ def _same_symbol(x: Instruction, y: Instruction, target: Target, host: Btf) -> s
 
 def _compare_verdicts(
     path: Path, target: Target, golden: dict[str, Any], report: Report
-) -> Iterator[tuple[str, str]]:
+) -> Found:
     if golden["open_err"]:
         return
     theirs = {p["name"]: p for p in golden["load"]}
-    for program in verify(read(path), target)["programs"]:
+    try:
+        spec = read(path)
+    except PybpfError as exc:
+        if not all(p["err"] for p in golden["load"]):
+            yield "verdict", f"refused: {exc}", None
+        return
+    for program in verify(spec, target)["programs"]:
         report.verdicts += 1
         name, error = program["name"], -(program["errno"] or 0)
         if error != theirs[name]["err"]:
-            yield "verdict", f"{name}: {error}, not {theirs[name]['err']}: {program['error']}"
+            reason = None
+            if error == 0 and "failed to initialize slot" in theirs[name]["log"]:
+                reason = "libbpf wants the other programs of a program array loaded with it"
+            said = f"{name}: {error}, not {theirs[name]['err']}: {program['error']}"
+            yield "verdict", said, reason
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -285,7 +348,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kernel", action="append", help="only this kernel")
     parser.add_argument("--no-load", action="store_true", help="do not load programs")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument(
+        "--objects", type=Path, metavar="DIR",
+        help="instead: the objects in DIR, against a libbpf that is asked now (--libbpf)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--libbpf", type=Path, metavar="PREFIX", help="where libbpf 1.6 or newer is installed"
+    )
+    parser.add_argument("--btf", type=Path, metavar="FILE", help="with --objects: a kernel's BTF")
     args = parser.parse_args(argv)
+    if args.objects is not None:
+        if args.libbpf is None:
+            parser.error("--objects needs --libbpf PREFIX")
+        return _live(args)
     corpus = find_corpus(args.corpus)
     if corpus is None:
         print(
@@ -298,6 +373,22 @@ def main(argv: list[str] | None = None) -> int:
     report = compare(corpus, kernels=args.kernel, load=unable is None)
     if unable is not None:
         report.notes.append(f"no load verdicts: {unable}")
+    if args.json:
+        print(json.dumps(report.as_json()))
+    else:
+        _print(report)
+    return 1 if report.ours else 0
+
+
+def _live(args: Any) -> int:
+    from tools.corpus_yardstick import YardstickError
+
+    able = not args.no_load and args.btf is None and os.geteuid() == 0
+    try:
+        report = compare_live(args.objects, args.libbpf, btf=args.btf, load=able)
+    except (YardstickError, PybpfError, OSError) as error:
+        print(f"tools/corpus: {error}", file=sys.stderr)
+        return 2
     if args.json:
         print(json.dumps(report.as_json()))
     else:
