@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """An ELF relocatable of the BPF machine: sections, symbols and relocations, validated.
 
-Header, section table, symbols and relocations are unpacked with struct: importing pyelftools takes
-longer than everything else that loading an object cold does. tests/unit/test_elf_image.py holds
-what is read here to what pyelftools reads. Nothing is decompressed and no section of size is
-allocated that the file does not hold, so a hostile file costs no more than its own length. Every
-defect is a FormatError that names the section or symbol.
+pyelftools' structures read the header and the section table (its ELFFile would import what reads
+DWARF, too: half of the time a short command takes); symbols and relocations, of which there can
+be thousands, are unpacked in bulk. Nothing is decompressed and no section of size is allocated
+that the file does not hold, so a hostile file costs no more than its own length. Every defect
+is a FormatError that names the section or symbol.
 """
 
 from __future__ import annotations
 
+import io
 import struct
+
+from elftools.common.utils import struct_parse
+from elftools.elf.structs import ELFStructs
 
 from pybpf.errors import FormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NamedTuple
+    from typing import Any, NamedTuple
 else:
     from pybpf.record import NamedTuple
 
@@ -48,9 +52,14 @@ STV_INTERNAL, STV_HIDDEN = 1, 2
 EM_NONE, EM_BPF = 0, 247
 ET_REL = 1
 
-# Elf64_Ehdr from e_shoff on, and Elf64_Shdr (ELF gABI; linux/elf.h).
-_SHOFF, _EHDR_END = 40, "QIHHHHHH"
-_SHDR = "IIQQQQIIQQ"
+_SECTION_TYPES = {
+    "SHT_PROGBITS": SHT_PROGBITS,
+    "SHT_SYMTAB": SHT_SYMTAB,
+    "SHT_STRTAB": SHT_STRTAB,
+    "SHT_RELA": SHT_RELA,
+    "SHT_NOBITS": SHT_NOBITS,
+    "SHT_REL": SHT_REL,
+}
 _MAX_BSS = 1 << 32  # a map's value size is a u32
 
 
@@ -125,7 +134,17 @@ class ElfImage:
                 hint="Give the object that clang -target bpf wrote.",
                 object=name,
             )
-        self._read_header()
+        try:
+            self._read_header()
+        except FormatError:
+            raise
+        except Exception as exc:
+            # pyelftools raises its own errors, construct's, and bare KeyError, TypeError or
+            # AssertionError on damaged input; what reaches the user is ours, whatever it was.
+            raise FormatError(
+                f"the ELF header or section table is damaged ({type(exc).__name__}: {exc}).",
+                object=name,
+            ) from exc
         self.symbols = self._read_symbols()
         self.by_name: dict[str, Section] = {}
         for section in self.sections[1:]:
@@ -151,9 +170,15 @@ class ElfImage:
         # clang before 3.7's official machine number wrote EM_NONE
         if machine not in (EM_NONE, EM_BPF):
             raise self.error(f"ELF machine {machine} is not BPF (247).")
-        start, _, _, _, _, entry, count, names = struct.unpack_from(
-            self._order + _EHDR_END, self.raw, _SHOFF
+        structs = ELFStructs(little_endian=encoding == 1, elfclass=64)
+        structs.create_basic_structs()
+        stream = io.BytesIO(self.raw)
+        header = struct_parse(structs.Elf_Ehdr, stream, 0)
+        structs.create_advanced_structs(
+            header["e_type"], header["e_machine"], header["e_ident"]["EI_OSABI"]
         )
+        start, entry = header["e_shoff"], header["e_shentsize"]
+        count, names = header["e_shnum"], header["e_shstrndx"]
         if start == 0:
             raise self.error("the file has no sections.")
         if entry != 64 or start + 64 > len(self.raw):
@@ -161,11 +186,11 @@ class ElfImage:
                 f"the section table ({count} headers of {entry} bytes at byte {start}) lies "
                 f"outside the file of {len(self.raw)} bytes."
             )
-        first = struct.unpack_from(self._order + _SHDR, self.raw, start)
+        first = struct_parse(structs.Elf_Shdr, stream, start)
         # Numbers that do not fit stand in the first header (ELF gABI, "Sections").
-        count = count or first[5]
+        count = count or first["sh_size"]
         if names == SHN_XINDEX:
-            names = first[6]
+            names = first["sh_link"]
         if start + count * entry > len(self.raw):
             raise self.error(
                 f"the section table ({count} headers at byte {start}) lies outside the file of "
@@ -173,9 +198,9 @@ class ElfImage:
             )
         if not 0 < names < count:
             raise self.error(f"section {names} of {count} is to hold the sections' names.")
-        table = memoryview(self.raw)[start : start + count * entry]
-        heads = list(struct.iter_unpack(self._order + _SHDR, table))
-        offset, size = heads[names][4:6]
+        heads = [struct_parse(structs.Elf_Shdr, stream, start + 64 * i) for i in range(count)]
+        table = heads[names]
+        offset, size = table["sh_offset"], table["sh_size"]
         if offset + size > len(self.raw):
             raise self.error("the table of section names lies outside the file.")
         strings = memoryview(self.raw)[offset : offset + size]
@@ -190,9 +215,11 @@ class ElfImage:
                 f"{len(self.raw)}."
             )
 
-    def _section(self, index: int, head: tuple[int, ...], strings: memoryview) -> Section:
-        name, stype, flags, _, offset, size, link, info, _, entsize = head
-        text = self._string(strings, name, what=f"name of section {index}")
+    def _section(self, index: int, head: Any, strings: memoryview) -> Section:
+        text = self._string(strings, head["sh_name"], what=f"name of section {index}")
+        size, offset, stype = head["sh_size"], head["sh_offset"], head["sh_type"]
+        if not isinstance(stype, int):  # pyelftools gives known types as names
+            stype = _SECTION_TYPES.get(stype, -1)
         if stype == SHT_NOBITS:
             if size >= _MAX_BSS:
                 raise self.error(f"section {text!r} claims {size} bytes.")
@@ -201,7 +228,10 @@ class ElfImage:
                 f"section {text!r} ({size} bytes at {offset}) lies outside the file of "
                 f"{len(self.raw)} bytes."
             )
-        return Section(index, text, stype, flags, offset, size, link, info, entsize)
+        return Section(
+            index, text, stype, head["sh_flags"], offset, size, head["sh_link"], head["sh_info"],
+            head["sh_entsize"],
+        )  # fmt: skip
 
     def _string(self, table: memoryview, offset: int, *, what: str) -> str:
         if offset >= len(table):
