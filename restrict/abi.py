@@ -33,14 +33,14 @@ __all__ = [
 
 OPERATIONS = (
     "exec", "exec_check", "mmap", "mprotect", "ptrace", "bpf_map", "bpf_program", "bpf_link",
-    "brk", "verity", "device_mapper", "sysctl",
+    "brk", "verity", "device_mapper", "sysctl", "signal",
 )  # fmt: skip
 VERDICTS = ("allowed", "denied", "audited")
 REASONS = (
     "none", "write_exec", "anonymous", "not_regular", "filesystem", "overlay", "no_device",
     "untrusted_device", "unsigned_device", "modified", "ptrace_owner", "ptrace", "guard_map",
     "guard_program", "guard_link", "implied_exec", "table_changed", "not_owner", "switches_off",
-    "exec_stack",
+    "exec_stack", "signal_owner",
 )  # fmt: skip
 
 USERNS_OPERATIONS = (

@@ -41,7 +41,9 @@
                                            own fds, for an init that adopts them (restrict init
                                            --resume does); pins in /sys/fs/bpf, for any init;
                                            ownerless: nobody, until the next boot (its own plan,
-                                           Linux 6.16)
+                                           Linux 6.16); keeper: a process, the weakest
+    pins_plan = /etc/restrict/pins.plan    with keep = pins: the frozen policy that guards the
+                                           pins; without the file root can take them away
     on_failure = exit                      exit (the kernel panics), reboot or poweroff
     status = yes                           pin the status where `restrict status` reads it
     events = no                            yes: leave a process that serves `restrict events`
@@ -98,6 +100,7 @@ _DEFAULTS = {
     "move": "/dev /proc /sys /run",
     "init": "",
     "keep": "exec",
+    "pins_plan": "/etc/restrict/pins.plan",
     "on_failure": "exit",
     "status": "yes",
     "events": "no",
@@ -105,7 +108,7 @@ _DEFAULTS = {
 _CHOICES = {
     "mode": ("exec", "audit"),
     "ptrace_poke": ("deny", "allow"),
-    "keep": ("exec", "pins", "ownerless"),
+    "keep": ("exec", "pins", "ownerless", "keeper"),
     "on_failure": ("exit", "reboot", "poweroff"),
     "status": ("yes", "no"),
     "events": ("yes", "no"),
@@ -121,8 +124,8 @@ class InitConfig:
     __slots__ = (
         "audit", "carrier", "certificates", "command_line", "data", "deny_poke", "events",
         "filesystem", "hash", "hash_offset", "image", "init", "keep", "modules", "move", "name",
-        "on_failure", "options", "part", "plan", "root", "root_hash", "signature", "status",
-        "verity", "wait",
+        "on_failure", "options", "part", "pins_plan", "plan", "root", "root_hash",
+        "signature", "status", "verity", "wait",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, str], modules: list[str], certificates: list[str]) -> None:
@@ -155,6 +158,7 @@ class InitConfig:
         self.init = values["init"].split()
         _path(self.init[0], "init")
         self.keep = values["keep"]
+        self.pins_plan = _path(values["pins_plan"], "pins_plan")
         self.on_failure = values["on_failure"]
         self.status = values["status"] == "yes"
         self.events = values["events"] == "yes"

@@ -20,7 +20,18 @@ import os
 import sys
 import time
 
-from restrict import config, fsaccess, handover, keyring, lockout, mounts, preflight, seccomp, serve
+from restrict import (
+    config,
+    fsaccess,
+    handover,
+    keep_keeper,
+    keyring,
+    lockout,
+    mounts,
+    preflight,
+    seccomp,
+    serve,
+)
 from restrict.devmapper import DeviceMapper
 from restrict.disks import Disk, open_image, waiting
 from restrict.errors import ConfigError, KernelError, RestrictError, describe
@@ -37,6 +48,7 @@ if TYPE_CHECKING:
     from restrict.config import InitConfig
     from restrict.disks import Image
     from restrict.fsaccess import Policy
+    from restrict.pins import Pins
 
 __all__ = ["activate", "boot", "command_line", "enforce", "main", "mount_basics", "resume"]
 
@@ -56,6 +68,7 @@ _KEPT = {
     "exec": "this process and what it executes",
     "pins": "pins",
     "ownerless": "the root cgroup",
+    "keeper": "a process",
 }
 # reboot(2): LINUX_REBOOT_MAGIC1, MAGIC2 and two of its commands.
 _REBOOT = {"reboot": 0x01234567, "poweroff": 0x4321FEDC}
@@ -195,10 +208,20 @@ def enforce(
     trusted = fsaccess.initramfs_device()
     before_arm = None if settings.audit else lockout.before_arm(plan)
     if settings.keep == "pins":
-        from restrict import keep_pins
+        from restrict import keep_pins, pins
 
+        guard = None
+        if os.path.exists(settings.pins_plan):
+            guard = pins.load_plan(settings.pins_plan)
+        else:
+            say(f"there is no {settings.pins_plan}: root can take the pins away")
         policy = keep_pins.enable(
-            plan, audit=settings.audit, initramfs_dev=trusted, before_arm=before_arm, step=step
+            plan,
+            audit=settings.audit,
+            initramfs_dev=trusted,
+            guard=guard,
+            before_arm=before_arm,
+            step=step,
         )
     elif settings.keep == "ownerless":
         from restrict import keep_ownerless
@@ -217,6 +240,7 @@ def enforce(
             audit=settings.audit,
             initramfs_dev=trusted,
             status_pin=fsaccess.PIN if settings.status else None,
+            settings={"kept": 1} if settings.keep == "exec" else None,
             before_arm=before_arm,
             step=step,
         )
@@ -288,17 +312,39 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
         environment, _record = handover.hand_over(policy)
     step("trust window")
     policy.close_window()
-    if settings.keep == "ownerless":
-        from restrict import keep_ownerless
-
-        keep_ownerless.seal(policy)
+    guard = _pins_guard(settings)
     step("switch root")
     mounts.switch_root(_NEW_ROOT, moved=settings.move)
+    # The guard lets none but the owner move the mounts that the pins are below: now they are moved.
+    if settings.keep in ("pins", "ownerless"):
+        _disown(policy, guard)
     step("exec")
     if settings.events:
         serve.spawn(policy)
+    if settings.keep == "keeper":
+        say(f"process {keep_keeper.spawn(policy)} keeps the policy")
     say(f"root switched, executing {settings.init[0]} after {time.monotonic() - started:.3f} s")
     os.execve(settings.init[0], settings.init, {**os.environ, **environment})
+
+
+def _pins_guard(settings: InitConfig) -> Pins | None:
+    """The pins policy over the policy's pins, opened; None where there is none."""
+    if settings.keep != "pins" or not os.path.exists(settings.pins_plan):
+        return None
+    from restrict import pins
+
+    return pins.open_pinned(plan=pins.load_plan(settings.pins_plan))
+
+
+def _disown(policy: Policy, guard: Pins | None) -> None:
+    """Take the ownership away from everybody until the next boot. The next PID 1 knows nothing of
+    the policy, and root can make it act on files of his choice (systemd unlinks a service's
+    PIDFile=): an owner that does as it is told is none."""
+    if guard is not None:
+        guard.disown()
+        guard.close()
+    with policy.globals() as values:
+        values.set("owner_tgid", 0)
 
 
 def _check_program(root: str, path: str) -> None:

@@ -10,6 +10,8 @@ Reboot ends every one of them, and so does whoever can write the kernel's memory
 
 from __future__ import annotations
 
+import os
+
 from pybpf.errors import PybpfError
 from restrict.guard import start_ticks
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "Exec",
+    "Keeper",
     "Method",
+    "Ownerless",
     "Pins",
     "Process",
     "State",
@@ -112,7 +117,55 @@ class Pins(Method):
         return found
 
 
-METHODS: tuple[Method, ...] = (Pins(), Process())
+class Ownerless(Method):
+    """Programs on the root cgroup itself (restrict/keep_ownerless.py)."""
+
+    name = "ownerless"
+    number = 3
+    holds = "the root of the cgroup2 hierarchy, on which the programs themselves are"
+    where = ("init",)
+
+    def refuses(self) -> str | None:
+        # No smaller question shows whether a program may read the signature that a device's
+        # report carries (kernel commit of 6.16); loading it does, and it is not loaded here.
+        major, _, rest = os.uname().release.partition(".")
+        minor = rest.partition(".")[0].partition("-")[0]
+        if not major.isdigit() or not minor.isdigit() or (int(major), int(minor)) < (6, 16):
+            return "it needs Linux 6.16"
+        return None
+
+    def removers(self, state: State) -> list[str]:
+        return state.owners()
+
+
+class Exec(Method):
+    """Descriptors that each PID 1 hands to the next (restrict/handover.py)."""
+
+    name = "exec"
+    number = 1
+    holds = "file descriptors that PID 1 was executed with"
+    where = ("init",)
+
+    def removers(self, state: State) -> list[str]:
+        return ["PID 1, its owner, or a successor that closes fds it does not know (systemd does)"]
+
+
+class Keeper(Method):
+    """A process that does nothing else (restrict/keep_keeper.py)."""
+
+    name = "keeper"
+    number = 4
+    holds = "file descriptors of a process that does nothing else"
+    where = ("init",)
+
+    def removers(self, state: State) -> list[str]:
+        return [
+            f"the end of process {state.owner}: signals are refused, but not what the kernel does "
+            "for root (cgroup.kill)"
+        ]
+
+
+METHODS: tuple[Method, ...] = (Ownerless(), Pins(), Exec(), Process(), Keeper())
 
 
 def method(name: str) -> Method:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
 
-__all__ = ["NUMBER", "enable", "is_plan", "seal"]
+__all__ = ["NUMBER", "enable", "is_plan"]
 
-NUMBER = 3  # bpf/include/policy.h's `kept`
+NUMBER = 3  # enum policy_keep in bpf/include/policy.h
 _ALLOW_MULTI = 1 << 1  # BPF_F_ALLOW_MULTI
 
 
@@ -80,14 +80,15 @@ def enable(
     """Load, attach, guard and arm, as ``fsaccess.enable`` does; the Policy has no links.
 
     Closing it ends nothing (but takes the status away: use ``release``). This process owns the
-    policy until ``seal``. Raises what ``fsaccess.enable`` does; nothing is left behind then.
+    policy until it stores another owner. Raises what ``fsaccess.enable`` does; nothing is left
+    behind then.
     """
     from pybpf.plan.run import run
 
     if not is_plan(plan):
         raise RestrictError(
             "the plan is not that of the ownerless policy.",
-            hint="Make it with `restrict bundle --ownerless`.",
+            hint="It is fsaccess_cgroup.plan; restrict.bundle_ownerless makes others.",
             policy="fsaccess",
         )
     name = "load"
@@ -149,9 +150,3 @@ def enable(
             os.close(cgroup)
     obj.close()
     return policy
-
-
-def seal(policy: Policy) -> None:
-    """Take the ownership away from everybody, this process included, until the next boot."""
-    with policy.globals() as values:
-        values.set("owner_tgid", 0)

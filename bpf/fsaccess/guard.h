@@ -54,6 +54,24 @@ int fsaccess_traceme(u64 *ctx)
 {
 	return guard_traceme(ctx, deny_ptrace ? FSACCESS_REASON_PTRACE : 0);
 }
+/* A keeper does nothing but hold the links: whoever ends it ends the policy. (An owner that is not a
+ * keeper is ended by signals on purpose. The kernel's own signals, cgroup.kill among them, do not
+ * ask this hook.) */
+SEC("lsm/task_kill")
+int fsaccess_guard_signal(u64 *ctx)
+{
+	const struct task_struct *target = cast_to(ctx[0], struct task_struct);
+	u32 signal = (u32)ctx[2];
+	struct request request = {.operation = FSACCESS_OP_SIGNAL, .prot = signal};
+
+	if (!armed || kept != POLICY_KEPT_BY_KEEPER || !signal || !is_owner(target))
+		return 0;
+	request.object = (u32)target->tgid;
+	if (bpf_get_current_task_btf()->tgid == target->tgid)
+		return 0;
+	return conclude(&request, FSACCESS_REASON_SIGNAL_OWNER, false, NULL, 0);
+}
+
 #endif
 
 #endif

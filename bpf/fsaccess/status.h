@@ -32,6 +32,7 @@ static const char operation_names[FSACCESS_OP_COUNT][16] = {
 	[FSACCESS_OP_VERITY] = "verity",
 	[FSACCESS_OP_DEVICE_MAPPER] = "device_mapper",
 	[FSACCESS_OP_SYSCTL] = "sysctl",
+	[FSACCESS_OP_SIGNAL] = "signal",
 };
 
 #include "../common/status.h"

@@ -33,6 +33,7 @@ enum fsaccess_operation {
 	FSACCESS_OP_VERITY = 9,     /* another or weaker table for a trusted dm-verity device */
 	FSACCESS_OP_DEVICE_MAPPER = 10, /* device-mapper ioctl that changes a table */
 	FSACCESS_OP_SYSCTL = 11,    /* write to kernel.ftrace_enabled */
+	FSACCESS_OP_SIGNAL = 12,    /* a signal to a keeper (task_kill) */
 	FSACCESS_OP_COUNT,
 };
 
@@ -59,6 +60,7 @@ enum fsaccess_reason {
 	FSACCESS_REASON_NOT_OWNER = 17,        /* reserved to the owner */
 	FSACCESS_REASON_SWITCHES_OFF = 18,     /* would stop BPF trampolines, and so the policy */
 	FSACCESS_REASON_EXEC_STACK = 19,       /* program that asks for an executable stack */
+	FSACCESS_REASON_SIGNAL_OWNER = 20,     /* the keeper's end would be the policy's */
 };
 
 /* Bits of fsaccess_device.flags. Trusted means SIGNED. */

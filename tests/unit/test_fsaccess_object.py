@@ -13,6 +13,7 @@ from pybpf.asm.insn import decode
 from pybpf.btf.layout import layout
 from pybpf.spec import FunctionSpec, ObjectSpec
 from pybpf.sys.abi_helpers import HELPER_NAMES
+from restrict import abi
 
 BPF = Path(__file__).resolve().parents[2] / "bpf"
 OBJECT = BPF / "objects/fsaccess.bpf.o"
@@ -32,6 +33,7 @@ PROGRAMS = {
     "fsaccess_guard_link": ("lsm/bpf", False, True),
     "fsaccess_birth_map": ("lsm/bpf_map_create", False, True),
     "fsaccess_birth_program": ("lsm/bpf_prog_load", False, True),
+    "fsaccess_guard_signal": ("lsm/task_kill", False, True),
     "fsaccess_ptrace": ("lsm/ptrace_access_check", False, True),
     "fsaccess_traceme": ("lsm/ptrace_traceme", False, True),
     "fsaccess_brk": ("fmod_ret/security_vm_enough_memory_mm", False, True),
@@ -152,3 +154,28 @@ def test_no_path_of_the_building_machine() -> None:
     assert b"./bpf/fsaccess.bpf.c" in data
     for word in (b"/home/", b"/tmp/", b"/usr/", bytes(BPF.parent)):
         assert word not in data
+
+
+def test_the_ownerless_object_has_the_same_decisions_in_other_sections() -> None:
+    """What a cgroup can have of them: nothing sleeps, and no hook but nine of ten places."""
+    found = elf.read(OBJECT.with_name("fsaccess_cgroup.bpf.o"))
+    hooks = {
+        name: program.section.removeprefix("lsm_cgroup/")
+        for name, program in found.programs.items()
+        if program.section.startswith("lsm_cgroup/")
+    }
+    assert len(hooks) == 9
+    assert set(found.programs) - set(hooks) == {"fsaccess_sysctl", "fsaccess_status"}
+    for name, hook in hooks.items():
+        assert PROGRAMS[name][0].partition("/")[2] == hook
+        assert not found.programs[name].flags & SLEEPABLE
+    assert {e.name for e in found.externs.values()} == {"bpf_rdonly_cast"}
+    called = set().union(*(helpers_called(function) for function in found.functions))
+    assert not called & {"d_path", "get_func_arg"}
+    assert "map_lookup_elem" in called
+
+
+def test_the_status_has_a_name_for_each_operation(spec: ObjectSpec) -> None:
+    data = b"".join(m.data or b"" for m in spec.maps.values())
+    for name in abi.OPERATIONS:
+        assert name.encode().ljust(16, b"\0") in data, name

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from restrict import config, keyring, modules, mounts, preflight, simulate, status
+from restrict import (
+    config,
+    init,
+    keep,
+    keep_keeper,
+    keyring,
+    modules,
+    mounts,
+    preflight,
+    simulate,
+    status,
+)
 from restrict.errors import ConfigError, PreflightError, RestrictError
 
 # ── the kernel's command line ──
@@ -377,6 +388,13 @@ def test_config_contradictions_are_told(text: str, message: str) -> None:
         config.parse(text)
 
 
+def test_init_offers_the_ways_of_keeping_that_there_are() -> None:
+    assert set(config._CHOICES["keep"]) == set(keep.names("init")) == set(init._KEPT)
+    assert [keep.method(name).number for name in ("exec", "pins", "ownerless", "keeper")] == [
+        1, 2, 3, 4,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", ["ab" * 10 + "a", "ab" * 4, "zz" * 32, "ab" * 65, "ab " * 32])
 def test_root_hashes_are_checked(value: str) -> None:
     with pytest.raises(ConfigError, match="root hash"):
@@ -390,3 +408,21 @@ def test_every_documented_key_has_its_default() -> None:
         if line.startswith("    ") and " = " in line
     }
     assert documented == {*config._DEFAULTS, *config._REPEATED}
+
+
+# ── the keeper's mark ──
+
+
+def test_place_of_the_command_line() -> None:
+    with open("/proc/self/stat") as file:
+        start = keep_keeper.argument_start(file.read())
+    with open("/proc/self/mem", "rb") as memory, open("/proc/self/cmdline", "rb") as line:
+        memory.seek(start)
+        expected = line.read()
+        assert memory.read(len(expected)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1 (a) S 1 2 3", "1 (a) " + "0 " * 60, "1 (a) " + "x " * 60])
+def test_no_place_of_the_command_line(text: str) -> None:
+    with pytest.raises(RestrictError, match="not known"):
+        keep_keeper.argument_start(text)

@@ -17,15 +17,16 @@ from tests.vm.restrict_boot import configuration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Any
 
-    from tests.vm.scenario import Guest
+    from tests.vm.scenario import Guest, Scenario
 
 __all__ = [
-    "PROGRAM", "command", "control", "denied", "files", "link_ids", "project_disk", "remember",
-    "remembered", "status", "tmpfs_program",
+    "PROGRAM", "attacks_on_keeper", "attacks_on_ownerless", "command", "control", "denied",
+    "files", "kept", "link_ids", "project_disk", "remember", "remembered", "status",
+    "tmpfs_program",
 ]  # fmt: skip
 
 PROGRAM = "/run/test/program"
@@ -67,6 +68,7 @@ def files(run: Mapping[str, Any], **settings: str) -> dict[str, bytes]:
         "etc/restrict/fsaccess.plan": to_bytes(
             bundle_ownerless.build() if ownerless else bundle.build()
         ),
+        "etc/restrict/pins.plan": bundle.OBJECT.with_name("pins.plan").read_bytes(),
         "etc/restrict/certificate.der": run["certificate"],
     }
 
@@ -109,6 +111,21 @@ def link_ids() -> list[int]:
     return sorted(status().guard["link"])
 
 
+def kept(guest: Guest, keep: str) -> None:
+    """`restrict status` names the way of keeping, and who could still end it."""
+    import json
+
+    said = json.loads(command("/usr/bin/python3", "-s", "-m", "restrict", "status", "--json"))
+    guest.note(str(said["keep"]))
+    assert said["keep"]["method"] == keep
+    removers = {
+        "pins": [], "ownerless": [], "exec": ["PID 1"], "keeper": ["the end of"],
+    }[keep]  # fmt: skip
+    assert len(said["keep"]["removers"]) == len(removers)
+    for found, word in zip(said["keep"]["removers"], removers, strict=True):
+        assert found.startswith(word)
+
+
 def remember(what: str) -> None:
     """Keep it where a restarted system finds it."""
     with open("/run/test/remembered", "w") as file:
@@ -141,3 +158,140 @@ def denied(guest: Guest, path: str = PROGRAM) -> None:
     after = status().counters["exec"]["denied"]
     assert after > before, "it was refused, but not by the policy"
     assert os.stat(path).st_mode & 0o111
+
+
+def _refusal(act: Callable[..., object], *arguments: object) -> int:
+    """The errno of what a kernel call raises; 0 if it did not."""
+    from pybpf.errors import KernelError
+
+    try:
+        act(*arguments)
+    except KernelError as e:
+        return e.errno
+    return 0
+
+
+def attacks_on_ownerless(scenario: Scenario) -> None:
+    """Cases: root with all capabilities tries to get programs off the root cgroup."""
+
+    def on_root() -> list[int]:
+        from pybpf.sys import abi
+        from pybpf.sys.bpf_more import prog_query
+        from restrict.mounts import root_cgroup
+
+        fd = root_cgroup()
+        try:
+            return sorted(prog_query(fd, abi.BPF_LSM_CGROUP))
+        finally:
+            os.close(fd)
+
+    @scenario.case()
+    def a_program_that_nobody_guards_is_detached(guest: Guest) -> None:
+        """The control: the same acts on a second copy of the policy, not armed."""
+        from pybpf.kernel.program import Program
+        from pybpf.plan.run import run
+        from pybpf.sys import abi
+        from pybpf.sys.bpf_more import prog_attach, prog_detach
+        from restrict.fsaccess import load_plan
+        from restrict.mounts import root_cgroup
+
+        before = on_root()
+        cgroup = root_cgroup()
+        with run(load_plan("/project/bpf/objects/fsaccess_cgroup.plan")) as copy:
+            program = copy.programs["fsaccess_mmap"]
+            prog_attach(program.fileno(), cgroup, abi.BPF_LSM_CGROUP, 2)
+            (mine,) = set(on_root()) - set(before)
+        with Program.from_id(mine) as taken:
+            prog_detach(taken.fileno(), cgroup, abi.BPF_LSM_CGROUP)
+        os.close(cgroup)
+        assert on_root() == before
+
+    @scenario.case()
+    def programs_on_the_root_cgroup_stay(guest: Guest) -> None:
+        import errno
+
+        from pybpf.kernel.program import Program
+        from pybpf.plan.run import run
+        from pybpf.sys import abi
+        from pybpf.sys.bpf_more import prog_attach, prog_detach
+        from restrict.fsaccess import load_plan
+        from restrict.mounts import root_cgroup
+
+        before = on_root()
+        assert len(before) == 9
+        assert set(before) < set(status().guard["program"])
+        for ident in before:
+            assert _refusal(Program.from_id, ident) == errno.EPERM
+        cgroup = root_cgroup()
+        kind = abi.BPF_LSM_CGROUP
+        found = [_refusal(prog_detach, 0, cgroup, kind)]
+        with run(load_plan("/project/bpf/objects/fsaccess_cgroup.plan")) as copy:
+            mine = copy.programs["fsaccess_mmap"].fileno()
+            found.append(_refusal(prog_detach, mine, cgroup, kind))
+            found.append(_refusal(prog_attach, mine, cgroup, kind, 0))  # alone
+            found.append(_refusal(prog_attach, mine, cgroup, kind, 1))  # overridable
+            found.append(_refusal(prog_attach, mine, cgroup, kind, 2 | 4, mine))  # replace
+        os.close(cgroup)
+        guest.note(str([errno.errorcode.get(code, code) for code in found]))
+        assert 0 not in found
+        assert on_root() == before
+        denied(guest, tmpfs_program(guest))
+
+    @scenario.case()
+    def its_maps_are_nobodys(guest: Guest) -> None:
+        """PID 1 is no owner either: it does not know of the policy."""
+        import errno
+
+        from pybpf.kernel.map import Map
+
+        assert status().owner == 0
+        for ident in status().guard["map"]:
+            assert _refusal(Map.from_id, ident) == errno.EPERM
+
+
+def attacks_on_keeper(scenario: Scenario) -> None:
+    """Cases: root tries to end the process that holds the links; the last one succeeds."""
+
+    @scenario.case()
+    def the_keeper_is_marked_and_guarded(guest: Guest) -> None:
+        import signal
+
+        keeper = status().owner
+        assert keeper > 1
+        with open(f"/proc/{keeper}/cmdline", "rb") as file:
+            assert file.read(1) == b"@"
+        before = status().counters["signal"]["denied"]
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP):
+            try:
+                os.kill(keeper, number)
+            except PermissionError:
+                continue
+            raise AssertionError(f"{number} was sent")
+        os.kill(keeper, 0)  # looking is allowed
+        child = subprocess.Popen(["/usr/bin/sleep", "60"])
+        child.kill()  # the control: others can be killed
+        assert child.wait() == -signal.SIGKILL
+        assert status().counters["signal"]["denied"] == before + 3
+        denied(guest, tmpfs_program(guest))
+
+    @scenario.case()
+    def limit_cgroup_kill_ends_the_keeper(guest: Guest) -> None:
+        """The kernel's own kill asks no hook: why this is the weakest way."""
+        from restrict import status as policy
+
+        keeper = status().owner
+        path = tmpfs_program(guest)
+        root = "/mnt/cgroup"
+        os.makedirs(root, exist_ok=True)
+        guest.mount("cgroup2", root, "cgroup2", 0)
+        os.mkdir(f"{root}/victim")
+        for name, text in (("cgroup.procs", str(keeper)), ("cgroup.kill", "1")):
+            with open(f"{root}/victim/{name}", "w") as file:
+                file.write(text)
+
+        def ended() -> bool:
+            found = policy.read()
+            return found is None or not found.in_force
+
+        guest.wait(ended, "the end of the keeper, and of the policy")
+        guest.wait(lambda: probes.execute(path).detail, "the program runs again")

@@ -61,6 +61,10 @@ def _sysvinit(keep: str) -> Scenario:
         guest.expect(probes.run("/usr/bin/true"), ALLOWED)
 
     @scenario.case()
+    def status_says_what_keeps_it(guest: Guest) -> None:
+        boot.kept(guest, keep)
+
+    @scenario.case()
     def init_executed_again_changes_nothing(guest: Guest) -> None:
         links = boot.link_ids()
         boot.command("telinit", "u")
@@ -76,3 +80,6 @@ sysvinit_pins = _sysvinit("pins")
 # sysvinit leaves fds alone that it does not know; so do its children, and what they start.
 sysvinit_exec = _sysvinit("exec")
 sysvinit_ownerless = _sysvinit("ownerless")
+boot.attacks_on_ownerless(sysvinit_ownerless)
+sysvinit_keeper = _sysvinit("keeper")
+boot.attacks_on_keeper(sysvinit_keeper)

@@ -12,6 +12,7 @@ from tests.vm.outcome import ALLOWED, refused
 from tests.vm.programs import program
 from tests.vm.restrict_boot import HARNESS, PLAN, console, files
 from tests.vm.scenario import ALL_LANES, Guest, Scenario
+from tests.vm.test_restrict_init_failures import failing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,6 +143,17 @@ separate = _booting(
     signature="/etc/restrict/root.p7s",
 )  # fmt: skip
 
+
+# ── no boot from a wrong image, and the console says why ──
+
+foreign_image = failing(
+    "foreign-image", "root", "ENOKEY", armed=True,
+    disks={"root": lambda: image_disks.small(key="foreign")},
+)  # fmt: skip
+truncated_image = failing(
+    "truncated-image", "image", "signature partition 3: it is no flat JSON object", armed=False,
+    disks={"root": image_disks.damaged("truncated-json")}, changes={"wait": "1"},
+)  # fmt: skip
 
 # ── refused: one guest with many bad disks ──
 

@@ -16,7 +16,8 @@ from tests.vm.scenario import ALL_LANES, Guest, Scenario
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from typing import Any
 
 PROGRAM = "/run/test/program"
@@ -37,7 +38,7 @@ def _devices() -> list[str]:
         return [name for name, _ in mapper.list()]
 
 
-def _failing(
+def failing(
     name: str,
     step: str,
     message: str,
@@ -47,6 +48,7 @@ def _failing(
     lanes: Sequence[str] = ("7.3",),
     changes: Mapping[str, Any] | None = None,
     foreign: bool = False,
+    disks: Mapping[str, Callable[[], Path]] | None = None,
 ) -> Scenario:
     """A boot that fails at ``step``, saying ``message``, before or after the policy is armed."""
 
@@ -59,7 +61,7 @@ def _failing(
             signature = signer(toolbox(), "foreign").sign(run["images"]["root"]["root_hash"])
         return files(run, signature=signature, **(changes or {}))
 
-    scenario = Scenario(name, initramfs=initramfs, append=append, lanes=lanes)
+    scenario = Scenario(name, initramfs=initramfs, append=append, lanes=lanes, disks=disks)
 
     @scenario.case()
     def it_said_so(guest: Guest) -> None:
@@ -106,19 +108,19 @@ def _failing(
     return scenario
 
 
-unknown_key = _failing(
+unknown_key = failing(
     "unknown-key", "configuration", "no key 'colour'", armed=False, changes={"colour": "red"}
 )
-no_device = _failing(
+no_device = failing(
     "no-device", "image", "no device /dev/vdz after 1 s", armed=False,
     changes={"data": "/dev/vdz", "hash_start": "1", "wait": "1"},
 )  # fmt: skip
-missing_prerequisite = _failing(
+missing_prerequisite = failing(
     "missing-prerequisite", "check", "the last proc_mem.force_override", armed=False,
     append="proc_mem.force_override=ptrace",
 )  # fmt: skip
-wrong_signer = _failing("wrong-signer", "root", "ENOKEY", armed=True, lanes=ALL_LANES, foreign=True)
-no_init = _failing(
+wrong_signer = failing("wrong-signer", "root", "ENOKEY", armed=True, lanes=ALL_LANES, foreign=True)
+no_init = failing(
     "no-init", "new root", "the new root has no /sbin/nothing", armed=True,
     changes={"init": "/sbin/nothing"},
 )  # fmt: skip
