@@ -41,8 +41,8 @@ _QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "r
 _MAX_DEPTH = 64
 # What stands in a header many times over, types without a name, may take a few times what the BTF
 # has: 6.18's vmlinux takes 156,544 steps for 126,611 types and 22,553 lines for 1.4 million words.
-_STEPS, _STEPS_A_TYPE = 200_000, 8
-_LINES = 100_000
+_STEPS, _STEPS_A_TYPE = 20_000, 8
+_LINES = 20_000
 _MAX_LINES = 50_000  # of one definition; the kernel's longest has 2,000
 _LONG_GAP = 64 * 64
 _TRANSPARENT = frozenset((*_QUALIFIERS, KIND_TYPE_TAG, KIND_TYPEDEF, KIND_PTR, KIND_VAR))
