@@ -167,8 +167,9 @@ def mutate_btf(data: bytes, rng: Random) -> bytes:
         else:
             del out[at : at + size]
             grown = -size
-        struct.pack_into("<I", out, 12, (length + grown) & 0xFFFFFFFF)
-        struct.pack_into("<I", out, 16, (string_at + grown) & 0xFFFFFFFF)
+        if len(out) >= 20:  # a header that is said to be short may have gone with the type
+            struct.pack_into("<I", out, 12, (length + grown) & 0xFFFFFFFF)
+            struct.pack_into("<I", out, 16, (string_at + grown) & 0xFFFFFFFF)
     return bytes(out)
 
 

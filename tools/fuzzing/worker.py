@@ -11,6 +11,7 @@ import hashlib
 import os
 import resource
 import signal
+import struct
 import time
 import traceback
 from collections.abc import Iterator
@@ -124,9 +125,13 @@ def fuzz(name: str, *, seconds: float, seed: int, out: Path) -> None:
 
     def mutator(data: bytes, limit: int, number: int) -> bytes:
         rng = Random(number)
+        made = b""
         if rng.randrange(16):
-            made = target.mutate(data, rng)
-        else:
+            try:
+                made = target.mutate(data, rng)
+            except (IndexError, ValueError, struct.error):
+                pass  # mutated before into something that cannot be taken apart
+        if not made:
             made = atheris.Mutate(data, limit)
         return bytes(made[:limit])
 
