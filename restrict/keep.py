@@ -108,6 +108,11 @@ class Pins(Method):
         with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
             if not any(line.split()[-1] == "bpf" for line in file):
                 return "the kernel has no bpf filesystem"
+        from restrict.pins import default_plan
+
+        path = default_plan()
+        if not os.path.exists(path):
+            return f"there is no plan of the pins policy, {path}"
         return None
 
     def removers(self, state: State) -> list[str]:

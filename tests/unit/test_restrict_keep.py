@@ -96,11 +96,15 @@ def test_the_status_has_version_generation_and_way() -> None:
 
 
 def _arguments(**given: object) -> argparse.Namespace:
-    defaults = {"keep": None, "foreground": False, "events": False, "no_status": False}
+    defaults = {
+        "keep": None, "foreground": False, "events": False, "no_status": False, "audit": False,
+    }  # fmt: skip
     return argparse.Namespace(**{**defaults, **given})
 
 
 def test_the_way_that_enable_takes() -> None:
+    assert keep_cli.chosen(_arguments()) == "process"
+    assert keep_cli.chosen(_arguments(audit=True, keep="pins")) == "pins"
     assert keep_cli.chosen(_arguments(foreground=True)) == "process"
     assert keep_cli.chosen(_arguments(keep="process", events=True)) == "process"
     assert keep_cli.chosen(_arguments(keep="pins")) == "pins"

@@ -278,6 +278,7 @@ def lock_out_is_refused(guest: Guest) -> None:
     assert "PID 1" not in done.stderr
     assert "--force" in done.stderr
     assert runs()
+    assert not os.path.exists("/sys/fs/bpf/restrict"), "the mount for pins was left"
     guest.wait(lambda: _objects() == before, "everything undone")
 
 
