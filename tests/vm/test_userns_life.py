@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import struct
-import subprocess
-import sys
 import time
 
 from restrict import release, userns_pins, userns_status
@@ -19,6 +16,7 @@ from tests.vm.outcome import ALLOWED, refused, trial
 from tests.vm.probes import attempt
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.userns_acts import create
+from tests.vm.userns_commands import PROGRAMS, add_to, restrict
 from tests.vm.userns_policy import (
     EXPEDITED,
     PLAN,
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
     from restrict.userns import Userns
 
-PROGRAMS = len(userns_pins.load_plan(userns_pins.default_plan()).programs)
 CAP_SYS_ADMIN = 21
 
 life = Scenario(
@@ -322,7 +319,7 @@ def one_owner(guest: Guest) -> None:
         for name in os.listdir(f"{userns_pins.PINS}/maps"):
             path = f"{userns_pins.PINS}/maps/{name}"
             guest.expect(attempt(lambda act, p=path: act(_get, p)), refused())
-        done = _restrict("userns", "list")
+        done = restrict("userns", "list")
         assert done.returncode == 1, done.stdout
         assert "owner" in done.stderr, done.stderr
         # Nor through the owner.
@@ -504,140 +501,7 @@ def too_deep(guest: Guest) -> None:
     assert release.wait_released(links) == []
 
 
-# ── commands ──
-
-
-def _restrict(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-s", "-m", "restrict", *words], capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
-
-
-def command(*words: str) -> Any:
-    done = _restrict("userns", *words, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def _start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-s", "-m", "restrict", *words], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def _lines_until(process: subprocess.Popen[str], key: str, value: object) -> dict[str, Any]:
-    assert process.stdout is not None
-    line: dict[str, Any] = {}
-    while line.get(key) != value:
-        text = process.stdout.readline()
-        assert text, process.stderr.read() if process.stderr is not None else ""
-        line = json.loads(text)
-    return line
-
-
-@life.case()
-def commands(guest: Guest) -> None:
-    again = command("install")
-    assert (again["attached"], len(again["reused"])) == ([], PROGRAMS)
-    namespace = userns.Namespace(mount=False)
-    path = f"/proc/{namespace.pid}/ns/user"
-    fd = os.open(userns.ALLOWED_DIR, os.O_PATH)
-    entry = {
-        "inode": namespace.inode, "mounts": [names_of.mount_id(fd)], "deny_setgroups": True
-    }  # fmt: skip
-    os.close(fd)
-    put_words = ("put", path, "--mount", userns.ALLOWED_DIR, "--deny-setgroups")
-    assert command(*put_words) == {"inode": namespace.inode}
-    found = command("list")
-    assert found["namespaces"] == [entry]
-    assert len(found["programs"]) == PROGRAMS - 1
-    assert command("reset", str(namespace.inode))["removed"]
-    assert _restrict("userns", "reset", str(namespace.inode)).returncode == 1
-    assert command("list")["namespaces"] == []
-    command(*put_words)
-    watch = _start("userns", "watch", "--json")
-    namespace.end()
-    assert _lines_until(watch, "event", "ended")["inode"] == namespace.inode
-    second = _restrict("userns", "watch")
-    assert second.returncode == 1, second.stdout
-    assert "another" in second.stderr, second.stderr
-    watch.terminate()
-    assert watch.wait(20) == 0
-    assert command("list")["namespaces"] == []
-
-
-@life.case()
-def events_from_the_watch(guest: Guest) -> None:
-    """`restrict events` gets them from the process that watches, and says of which policy."""
-    namespace = the_namespace(guest)
-    nobody = _restrict("events", "--json")
-    assert nobody.returncode == 1, nobody.stdout
-    with installed() as policy:
-        put(guest, policy)
-        events(policy)
-    watch = _start("userns", "watch", "--json")
-    guest.wait(lambda: os.path.exists("/run/restrict/events-userns"), "the watch listens")
-    follow = _start("events", "--follow", "--json")
-    guest.expect(namespace.attempt(create, userns.FOREIGN, "watched0"), refused())
-    for process in (watch, follow):
-        line = _lines_until(process, "path", "watched0")
-        assert line["policy"] == "userns"
-        assert (line["operation"], line["reason"]) == ("mknod", "mount")
-        assert line["managed"] == namespace.inode
-    history = _restrict("events", "--policy", "userns", "--json")
-    assert history.returncode == 0, history.stderr
-    assert json.loads(history.stdout.splitlines()[-1])["path"] == "watched0"
-    assert _restrict("events", "--policy", "fsaccess").returncode == 1
-    watch.terminate()
-    assert watch.wait(20) == 0
-    assert follow.wait(20) == 0  # its reader has ended
-    with installed() as policy:
-        policy.reset_by_inode(namespace.inode)
-
-
-@life.case()
-def status_for_everybody(guest: Guest) -> None:
-    def body(act: Callable[..., int]) -> None:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-
-        def read() -> int:
-            found = userns_status.read()
-            assert found is not None
-            assert found.in_force
-            assert found.counters["mknod"]["denied"] >= 0
-            return 0
-
-        act(read)
-
-    guest.expect(attempt(body), ALLOWED)
-    found = command("status")
-    assert found["in_force"] is True
-    assert (found["mode"], found["administrators"], found["owner"]["pid"]) == ("deny", True, 0)
-    assert len(found["guard"]["links"]) == PROGRAMS
-    done = _restrict("userns", "status")
-    assert done.returncode == 0, done.stderr
-    guest.note(done.stdout)
-    assert done.stdout.startswith("userns: armed")
-    assert _restrict("userns", "status", "--pins", "/sys/fs/bpf/none").returncode == 1
-
-
-@life.case()
-def command_without_pins(guest: Guest) -> None:
-    before = set(probes_bpf.ids("link"))
-    process = _start("userns", "install", "--no-pin", "--json")
-    assert process.stdout is not None
-    line = json.loads(process.stdout.readline())
-    assert (len(line["attached"]), line["mode"]) == (PROGRAMS - 1, "deny")
-    links = [n for n in probes_bpf.ids("link") if n not in before]
-    assert len(links) == PROGRAMS - 1
-    guest.expect(probes_bpf.fd_by_id("link", links[0]), refused())
-    process.terminate()
-    assert process.wait(20) == 0
-    assert release.wait_released(links) == []
+add_to(life)
 
 
 @life.case()

@@ -14,6 +14,8 @@ from tests.vm.userns_acts import ACTS, prepare_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from restrict.userns import Userns
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "plans",
     "prepare",
     "put",
+    "refused_once_managed",
     "reported",
     "run_apart",
     "the_namespace",
@@ -140,6 +143,26 @@ def reported(guest: Guest, policy: Userns, operation: str, reason: str) -> Event
         ("userns", operation, reason, "denied", inode)
     ]
     return found[0]
+
+
+def refused_once_managed(
+    guest: Guest,
+    policy: Userns,
+    operation: str,
+    name: str,
+    act: Callable[..., int],
+    *words: str,
+    listed: Sequence[str] = (),
+) -> None:
+    """An act on a foreign mount: allowed unmanaged, refused and reported managed (which it stays).
+    It is called with *words* and a name that is new."""
+    namespace = the_namespace(guest)
+    policy.reset_by_inode(namespace.inode)
+    guest.expect(namespace.attempt(act, *words, f"{name}0"), ALLOWED)
+    put(guest, policy, *listed)
+    events(policy)
+    guest.expect(namespace.attempt(act, *words, f"{name}1"), refused())
+    reported(guest, policy, operation, "mount")
 
 
 def check(guest: Guest, name: str, foreign: str = userns.FOREIGN) -> None:
