@@ -49,6 +49,25 @@ _SLOTS = ("dst", "map", "src", "prog", "btf", "inner", "attach_prog")
 _SYMBOLS = ("attach_symbol", "value_symbol")
 
 
+def _role(name: str) -> str:
+    """What a number in a field is: of a slot, of a symbol, of nothing ("target"), or itself."""
+    if name in _SLOTS:
+        return "slot"
+    if name in _SYMBOLS:
+        return "symbol"
+    return "" if name == "target" else "number"
+
+
+# Operation → (field, types it may have, what a number in it is) for each field.
+_ROWS: dict[type, tuple[tuple[str, tuple[type, ...], str], ...]] = {
+    kind: tuple(
+        (name, _TYPES[letter], _role(name))
+        for name, letter in zip(kind.FIELDS, letters, strict=True)
+    )
+    for kind, letters in _KINDS.items()
+}
+
+
 def _bad(what: str) -> FormatError:
     return FormatError(f"the Plan is inconsistent: {what}.")
 
@@ -154,18 +173,23 @@ def _operations(plan: _ops.Plan, operations: tuple[Any, ...], depth: int) -> Non
     if depth > 16:
         raise _bad("its alternatives are nested too deeply")
     for op in operations:
-        kinds = _KINDS.get(type(op))
-        if kinds is None:
+        rows = _ROWS.get(type(op))
+        if rows is None:
             raise _bad(f"{op!r} is no operation")
-        for name, letter in zip(op.FIELDS, kinds, strict=True):
+        for name, types, role in rows:
             value = getattr(op, name)
-            if type(value) not in _TYPES[letter]:
-                raise _bad(f"{type(op).__name__}.{name} is a {type(value).__name__}")
-            if value is not None and name in _SLOTS and not 0 <= value < plan.slots:
-                raise _bad(f"{type(op).__name__}.{name} is slot {value} of {plan.slots}")
-            if value is not None and name in _SYMBOLS and not 0 <= value < plan.symbols:
-                raise _bad(f"{type(op).__name__}.{name} is symbol {value} of {plan.symbols}")
-            if type(value) is int and name != "target" and not _fits(name, value):
+            kind = type(value)
+            if kind not in types:
+                raise _bad(f"{type(op).__name__}.{name} is a {kind.__name__}")
+            if kind is not int:
+                continue
+            if role == "slot":
+                if not 0 <= value < plan.slots:
+                    raise _bad(f"{type(op).__name__}.{name} is slot {value} of {plan.slots}")
+            elif role == "symbol":
+                if not 0 <= value < plan.symbols:
+                    raise _bad(f"{type(op).__name__}.{name} is symbol {value} of {plan.symbols}")
+            elif role and not _fits(name, value):
                 raise _bad(f"{type(op).__name__}.{name} is {value}")
         more = _MORE.get(type(op))
         if more is not None:
