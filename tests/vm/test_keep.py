@@ -129,6 +129,58 @@ def a_second_one_is_refused(guest: Guest) -> None:
             assert "in force already" in done.stderr, done.stderr
 
 
+@keep.case()
+def killed_before_its_status_is_shown(guest: Guest) -> None:
+    """Armed and pinned is in force, and root's `restrict status` finds it."""
+    from restrict import fsaccess, keep_pins, lockout
+
+    plan = fsaccess.load_plan(fsaccess.default_plan())
+    pid = os.fork()
+    if pid == 0:
+        keep_pins.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            keep_pins.enable(plan, before_arm=lockout.before_arm(plan, resumed=True))
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    try:
+        assert not os.path.exists(fsaccess.PIN)
+        guest.expect(probes.execute("/tmp/program"), refused())
+        done = command("status", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["keep"]["method"] == "pins"
+    finally:
+        for generation in keep_pins.generations():
+            generation.remove()
+    guest.wait(lambda: probes.execute("/tmp/program").kind == "allowed", "the end", 10)
+
+
+@keep.case()
+def killed_before_it_is_armed(guest: Guest) -> None:
+    """What is pinned is inert, is no hindrance, and is cleaned up by the next."""
+    from restrict import fsaccess, keep_pins, lockout
+
+    plan = fsaccess.load_plan(fsaccess.default_plan())
+
+    def step(name: str) -> None:
+        if name == "arm":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            keep_pins.enable(plan, before_arm=lockout.before_arm(plan, resumed=True), step=step)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert [g.number for g in keep_pins.generations()] == [1]
+    assert keep_pins.in_force() == []
+    guest.expect(probes.execute("/tmp/program"), EXITS)
+    assert command("status").returncode == 1
+    with kept(guest):
+        guest.expect(probes.execute("/tmp/program"), refused())
+
+
 # ── under the pins policy ──
 
 EXEC = """
@@ -150,8 +202,8 @@ guarded = Scenario(
 
 @guarded.setup
 def enable_and_upgrade(guest: Guest) -> None:
-    """A shell is the owner: it enables without a word on how to keep, and its process upgrades by
-    exec. Then nobody is the owner any more."""
+    """A shell is the owner: it enables, and its process upgrades by exec. Then nobody is
+    the owner any more."""
     prepare(guest)
     guest.mount(guest.node("plans"), "/run/plans")
     guest.state["control"] = probes.execute("/tmp/program")
