@@ -327,25 +327,9 @@ class Executor:
     def _reuse_map(self, op: _ops.MapCreate, fd: int, entries: int, where: str) -> None:
         self._fill_slot(op.dst, fd)
         self.reused.add(op.dst)
-        from pybpf.kernel.map import Map
-        from pybpf.kernel.object import check_kind
+        from pybpf.plan import premises
 
-        check_kind(fd, "map")
-        # The Map object is a view for one question; the fd stays the slot's.
-        view = Map(fd, op.name)
-        try:
-            flags = op.flags | (abi.BPF_F_NUMA_NODE if op.numa_node is not None else 0)
-            differs = view.matches(
-                op.type, op.key_size, op.value_size, entries, flags, op.extra
-            )
-        finally:
-            view.fd = -1
-        if differs:
-            raise PlanError(
-                f"the map at {where} is not the one that the object declares: {differs}.",
-                map=op.name,
-                hint="Remove the pin or load the object that made it.",
-            )
+        premises.same_map(op, fd, entries, where)
         if op.type == abi.BPF_MAP_TYPE_ARENA:
             try:
                 self._map_arena(op.dst, entries, op.extra)
@@ -535,13 +519,9 @@ class Executor:
         self.journal.append(("pin", path))
 
     def _require_kernel(self, op: _ops.RequireKernel) -> None:
-        here = posix.uname()
-        if (here.release, here.version) != (op.release, op.version):
-            raise PlanError(
-                f"this Plan was decided for Linux {op.release} ({op.version}), and this is Linux "
-                f"{here.release} ({here.version}).",
-                hint="Make it on this kernel, or with relocations left to the kernel.",
-            )
+        from pybpf.plan import premises
+
+        premises.this_kernel(op)
 
     def _choose(self, op: _ops.Choose) -> None:
         if not op.alternatives:

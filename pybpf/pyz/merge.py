@@ -37,7 +37,8 @@ RARE = (
     "pybpf.sys.abi_names", "pybpf.sys.diagnose", "pybpf.sys.numbers_aarch64",
     "pybpf.sys.numbers_x86_64", "pybpf.kernel.map", "pybpf.kernel.program", "pybpf.kernel.object",
     "pybpf.kernel.link", "pybpf.kernel.layout", "pybpf.plan.variables", "pybpf.plan.freeze",
-    "pybpf.plan.live_more", "pybpf.plan.check", "pybpf.plan.older", "pybpf.kernel.btf",
+    "pybpf.plan.live_more", "pybpf.plan.check", "pybpf.plan.older", "pybpf.plan.premises",
+    "pybpf.kernel.btf",
 )  # fmt: skip
 #: What is set apart from a module that is imported at once is named after it.
 REST = ":rest"
