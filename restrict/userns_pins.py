@@ -305,8 +305,9 @@ def pinned_links(pins: str = PINS) -> Iterator[str]:
         return
 
 
-def uninstall(pins: str = PINS) -> bool:
-    """Remove the pins, links first, and wait until nothing is attached any more.
+def uninstall(pins: str = PINS, *, timeout: float = 5.0) -> bool:
+    """Remove the pins, links first, and wait until nothing is attached any more, for at most
+    ``timeout`` seconds.
 
     False if there were none. Raises RestrictError if somebody else holds links, whose programs then
     go on, and KernelError if a pin cannot be removed.
@@ -335,7 +336,7 @@ def uninstall(pins: str = PINS) -> bool:
             errno=error.errno or 0, call="unlink", path=error.filename, policy="userns",
         ) from None  # fmt: skip
     _remove_folders(pins)
-    left = wait_released(links, programs=programs)
+    left = wait_released(links, timeout, programs=programs)
     if left:
         raise RestrictError(
             f"the pins are removed, but somebody else holds {len(left)} links, whose programs go "

@@ -33,6 +33,10 @@ from tests.vm.userns_policy import (
     the_namespace,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 namespaces = Scenario("userns", memory=1024, append=EXPEDITED, timeout=600, drives=drives())
 namespaces.setup(prepare)
 add(namespaces)
@@ -83,7 +87,7 @@ def message_queue(guest: Guest) -> None:
 def system_v_objects(guest: Guest) -> None:
     """Of the initial IPC namespace they would stay; of the namespace's own they may be made."""
     namespace = the_namespace(guest)
-    acts = {
+    acts: dict[str, Callable[[], int]] = {
         "shmget": lambda: userns.call("shmget", 0, 4096, 0o1600),
         "msgget": lambda: userns.call("msgget", 0, 0o1600),
         "semget": lambda: userns.call("semget", 0, 1, 0o1600),
@@ -91,9 +95,9 @@ def system_v_objects(guest: Guest) -> None:
     with installed() as policy:
         for name, act in acts.items():
 
-            def apart(act: object = act) -> int:
+            def apart(act: Callable[[], int] = act) -> int:
                 userns.call("unshare", userns.NEWIPC)
-                return int(act())  # type: ignore[operator]
+                return act()
 
             policy.reset_by_inode(namespace.inode)
             guest.expect(namespace.attempt(act), ALLOWED)

@@ -12,7 +12,7 @@ from restrict import release, userns_pins, userns_status
 from restrict import userns as names_of
 from restrict.errors import RestrictError
 from tests.vm import probes_bpf, userns
-from tests.vm.outcome import ALLOWED, refused, trial
+from tests.vm.outcome import ALLOWED, Outcome, refused, trial
 from tests.vm.probes import attempt
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.userns_acts import create
@@ -216,6 +216,10 @@ def _get(path: str) -> int:
     return probes_bpf.bpf(7, struct.pack("<QII", ctypes.addressof(text), 0, 0))[0]
 
 
+def _attempt(function: Callable[..., object], *arguments: object) -> Outcome:
+    return attempt(lambda act: act(function, *arguments))
+
+
 def _get_without_admin(path: str) -> Any:
     def body(act: Callable[..., int]) -> None:
         _without(CAP_SYS_ADMIN)
@@ -254,7 +258,7 @@ def maps_are_guarded(guest: Guest) -> None:
             (event,) = events(policy)
             assert (event.operation, event.reason) == ("bpf_map", "guard_map")
             assert event.object in _objects()["map"]
-            guest.expect(attempt(lambda act, p=path: act(_get, p)), ALLOWED)
+            guest.expect(_attempt(_get, path), ALLOWED)
             assert not events(policy)
 
 
@@ -285,7 +289,7 @@ def links_cannot_be_detached(guest: Guest) -> None:
     fd = _get(path)
     update, detach = struct.pack("<4I", fd, fd, 0, 0), struct.pack("<I", fd)
     for number, attributes in ((29, update), (34, detach)):
-        found = attempt(lambda act, n=number, a=attributes: act(probes_bpf.bpf_result, n, a))
+        found = _attempt(probes_bpf.bpf_result, number, attributes)
         guest.note(str(found))
         assert found.kind == "refused"
     os.close(fd)
@@ -318,7 +322,7 @@ def one_owner(guest: Guest) -> None:
         # Nor by the pins, nor by the tool.
         for name in os.listdir(f"{userns_pins.PINS}/maps"):
             path = f"{userns_pins.PINS}/maps/{name}"
-            guest.expect(attempt(lambda act, p=path: act(_get, p)), refused())
+            guest.expect(_attempt(_get, path), refused())
         done = restrict("userns", "list")
         assert done.returncode == 1, done.stdout
         assert "owner" in done.stderr, done.stderr
@@ -510,17 +514,11 @@ def somebody_else_holds_a_link(guest: Guest) -> None:
     plan = userns_pins.load_plan(PLAN)
     fd = _get(f"{userns_pins.PINS}/programs/mknod")
     held = _link_id("mknod")
-    real, userns_pins.wait_released = (
-        userns_pins.wait_released,
-        lambda idents, **more: release.wait_released(idents, 2.0, **more),
-    )  # fmt: skip
     said = ""
     try:
-        userns_pins.uninstall()
+        userns_pins.uninstall(timeout=2.0)
     except RestrictError as error:
         said = str(error)
-    finally:
-        userns_pins.wait_released = real
     guest.note(said)
     assert str(held) in said
     os.close(fd)

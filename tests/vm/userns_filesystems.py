@@ -5,6 +5,7 @@ idmapped mounts, overlays of the host."""
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import struct
 
@@ -63,7 +64,7 @@ def _btrfs_files() -> dict[str, Content]:
         "image": lambda: lzma.decompress((Path(__file__).parent / "btrfs.img.xz").read_bytes())
     }
     for lane in ALL_LANES:
-        files[f"{lane}.modules"] = lambda lane=lane: _modules(lane)
+        files[f"{lane}.modules"] = functools.partial(_modules, lane)
     return files
 
 
