@@ -97,8 +97,9 @@ def the_namespace(guest: Guest) -> userns.Namespace:
     return found
 
 
-def prepare(guest: Guest, plan: str = PLAN) -> None:
-    """Filesystems and a namespace; then the policy, whose installer ends: the pins keep it."""
+def prepare(guest: Guest, plan: str = PLAN, *, apart: bool = True) -> None:
+    """Filesystems and a namespace; then the policy, whose installer ends: the pins keep it.
+    apart: install in a process of its own, not in this one."""
     with open("/proc/sys/kernel/core_pattern", "w") as file:
         file.write("core.%e")
     for path in (
@@ -113,7 +114,14 @@ def prepare(guest: Guest, plan: str = PLAN) -> None:
         assert ALLOWED.matches(made), str(made)
     guest.state["namespace"] = namespace
     guest.state["idmapped"] = userns.idmapped(namespace)
-    run_apart(lambda: userns_pins.install(userns_pins.load_plan(plan)).close())
+
+    def install() -> None:
+        userns_pins.install(userns_pins.load_plan(plan)).close()
+
+    if apart:
+        run_apart(install)
+    else:
+        install()
 
 
 def events(policy: Userns) -> list[Event]:
