@@ -168,9 +168,12 @@ def prog_detach(prog_fd: int, target_fd: int, attach_type: int) -> None:
 def prog_query(target_fd: int, attach_type: int, flags: int = 0) -> list[int]:
     """BPF_PROG_QUERY (4.15): ids of the programs attached to ``target_fd``."""
     count = 64
+    # LSM programs of a cgroup are not told without each one's flags (kernel/bpf/cgroup.c,
+    # __cgroup_bpf_query, 6.0), and flags are not told of effective ones.
+    lsm = attach_type == abi.BPF_LSM_CGROUP and not flags & abi.BPF_F_QUERY_EFFECTIVE
     while True:
-        ids = bytearray(4 * count)
-        held = Pointer(ids)
+        ids, each = bytearray(4 * count), bytearray(4 * count if lsm else 0)
+        held, held_flags = Pointer(ids), Pointer(each) if lsm else None
         attr = bpf.pack(
             layouts.ATTR_PROG_QUERY,
             layouts.SIZE_PROG_QUERY,
@@ -180,6 +183,7 @@ def prog_query(target_fd: int, attach_type: int, flags: int = 0) -> list[int]:
                 "query_flags": flags,
                 "prog_ids": held.address,
                 "prog_cnt": count,
+                "prog_attach_flags": held_flags.address if held_flags else 0,
             },
         )
         try:

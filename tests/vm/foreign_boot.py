@@ -172,7 +172,70 @@ def _refusal(act: Callable[..., object], *arguments: object) -> int:
 
 
 def attacks_on_ownerless(scenario: Scenario) -> None:
-    """Cases: root with all capabilities tries to get fds of what is on the root cgroup."""
+    """Cases: root with all capabilities tries to get programs off the root cgroup."""
+
+    def on_root() -> list[int]:
+        from pybpf.sys import abi
+        from pybpf.sys.bpf_more import prog_query
+        from restrict.mounts import root_cgroup
+
+        fd = root_cgroup()
+        try:
+            return sorted(prog_query(fd, abi.BPF_LSM_CGROUP))
+        finally:
+            os.close(fd)
+
+    @scenario.case()
+    def a_program_that_nobody_guards_is_detached(guest: Guest) -> None:
+        """The control: the same acts on a second copy of the policy, not armed."""
+        from pybpf.kernel.program import Program
+        from pybpf.plan.run import run
+        from pybpf.sys import abi
+        from pybpf.sys.bpf_more import prog_attach, prog_detach
+        from restrict.fsaccess import load_plan
+        from restrict.mounts import root_cgroup
+
+        before = on_root()
+        cgroup = root_cgroup()
+        with run(load_plan("/project/bpf/objects/fsaccess_cgroup.plan")) as copy:
+            program = copy.programs["fsaccess_mmap"]
+            prog_attach(program.fileno(), cgroup, abi.BPF_LSM_CGROUP, 2)
+            (mine,) = set(on_root()) - set(before)
+        with Program.from_id(mine) as taken:
+            prog_detach(taken.fileno(), cgroup, abi.BPF_LSM_CGROUP)
+        os.close(cgroup)
+        assert on_root() == before
+
+    @scenario.case()
+    def programs_on_the_root_cgroup_stay(guest: Guest) -> None:
+        import errno
+
+        from pybpf.kernel.program import Program
+        from pybpf.plan.run import run
+        from pybpf.sys import abi
+        from pybpf.sys.bpf_more import prog_attach, prog_detach
+        from restrict.fsaccess import load_plan
+        from restrict.mounts import root_cgroup
+
+        before = on_root()
+        assert len(before) == 9
+        assert set(before) < set(status().guard["program"])
+        for ident in before:
+            assert _refusal(Program.from_id, ident) == errno.EPERM
+        cgroup = root_cgroup()
+        kind = abi.BPF_LSM_CGROUP
+        found = [_refusal(prog_detach, 0, cgroup, kind)]
+        with run(load_plan("/project/bpf/objects/fsaccess_cgroup.plan")) as copy:
+            mine = copy.programs["fsaccess_mmap"].fileno()
+            found.append(_refusal(prog_detach, mine, cgroup, kind))
+            found.append(_refusal(prog_attach, mine, cgroup, kind, 0))  # alone
+            found.append(_refusal(prog_attach, mine, cgroup, kind, 1))  # overridable
+            found.append(_refusal(prog_attach, mine, cgroup, kind, 2 | 4, mine))  # replace
+        os.close(cgroup)
+        guest.note(str([errno.errorcode.get(code, code) for code in found]))
+        assert 0 not in found
+        assert on_root() == before
+        denied(guest, tmpfs_program(guest))
 
     @scenario.case()
     def its_maps_are_nobodys(guest: Guest) -> None:
