@@ -269,7 +269,8 @@ def _parser() -> argparse.ArgumentParser:
     enable.add_argument(
         "--keep", choices=keep_names("enable"),
         help="what keeps it: this process, or pins in a bpf filesystem under the pins policy "
-        "(this process then ends); default: this process",
+        "(this process then ends); default: the strongest that this kernel allows, with --audit "
+        "this process",
     )  # fmt: skip
     enable.add_argument(
         "--unguarded", action="store_true", help="with --keep pins: without the pins policy"

@@ -30,7 +30,8 @@ def chosen(arguments: argparse.Namespace) -> str:
         if given
     ]  # fmt: skip
     if arguments.keep is None:
-        return "process"
+        # Audit mode is for trying out: what it leaves behind should end with it.
+        return "process" if stays or arguments.audit else keep.strongest("enable").name
     if arguments.keep != "process":
         if stays:
             raise RestrictError(f"{stays[0]} needs a process that stays: use --keep process.")

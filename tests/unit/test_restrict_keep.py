@@ -103,7 +103,8 @@ def _arguments(**given: object) -> argparse.Namespace:
 
 
 def test_the_way_that_enable_takes() -> None:
-    assert keep_cli.chosen(_arguments()) == "process"
+    assert keep_cli.chosen(_arguments()) == "pins"
+    assert keep_cli.chosen(_arguments(audit=True)) == "process"
     assert keep_cli.chosen(_arguments(audit=True, keep="pins")) == "pins"
     assert keep_cli.chosen(_arguments(foreground=True)) == "process"
     assert keep_cli.chosen(_arguments(keep="process", events=True)) == "process"

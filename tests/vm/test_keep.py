@@ -186,7 +186,7 @@ def killed_before_it_is_armed(guest: Guest) -> None:
 EXEC = """
 set -e
 restrict() { "$PYTHON" -s -m restrict "$@"; }
-restrict enable --keep pins --json --owner $$ > /run/enabled
+restrict enable --json --owner $$ > /run/enabled
 restrict status --json > /run/status
 exec "$PYTHON" -s -m restrict pins upgrade --json --plan /run/plans/next
 """
