@@ -357,6 +357,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except PybpfError as e:
         print(f"restrict: {e}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as e:
+        if e.name is None or not e.name.startswith("elftools"):
+            raise
+        print(f"restrict: {e}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

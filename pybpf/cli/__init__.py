@@ -86,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"pybpf {_version()}")
         return 0
-    parser, runners = _parser(arguments)
+    try:
+        parser, runners = _parser(arguments)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not exc.name.startswith("elftools"):
+            raise
+        print(f"pybpf {arguments[0]}: {exc}", file=sys.stderr)
+        return 1
     try:
         args = parser.parse_args(arguments)
     except SystemExit as exc:  # argparse: --help 0, wrong usage 2

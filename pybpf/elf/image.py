@@ -13,8 +13,15 @@ from __future__ import annotations
 import io
 import struct
 
-from elftools.common.utils import struct_parse
-from elftools.elf.structs import ELFStructs
+try:
+    from elftools.common.utils import struct_parse
+    from elftools.elf.structs import ELFStructs
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "reading ELF objects needs pyelftools. Install it (python3-pyelftools), or run a bundle, "
+        "which needs it only where it is made.",
+        name=missing.name,
+    ) from None
 
 from pybpf.errors import FormatError
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 TREE = Path(__file__).parent.parent.parent
 
@@ -51,3 +54,23 @@ def test_unknown_name() -> None:
     done = subprocess.run([sys.executable, "-c", "import pybpf; pybpf.nothing"], cwd=TREE,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert "has no attribute 'nothing'" in done.stderr
+
+
+@pytest.mark.parametrize("command", [
+    ("pybpf", "relocate", "bpf/objects/fsaccess.bpf.o"),
+    ("pybpf", "verify", "bpf/objects/fsaccess.bpf.o"),
+    ("restrict", "bundle", "-o", "fsaccess.plan"),
+])  # fmt: skip
+def test_without_pyelftools_the_error_says_so(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "elftools").mkdir()
+    (tmp_path / "elftools" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'elftools'\", name='elftools')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=TREE, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "needs pyelftools. Install it" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (TREE / "fsaccess.plan").exists()
