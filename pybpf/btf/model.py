@@ -39,7 +39,7 @@ from pybpf.btf.types import (
     Type,
     essential_name,
 )
-from pybpf.errors import FormatError, PybpfError, UsageError
+from pybpf.errors import FormatError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ _MAX_CHAIN = 512
 # libbpf's bound on the depth of a size (MAX_RESOLVE_DEPTH).
 _MAX_SIZE_DEPTH = 32
 _CACHE = 4096
-_PYBUF_READ = 0x100  # PyBUF_READ (Include/pybuffer.h)
 
 
 class Btf:
@@ -127,32 +126,21 @@ class Btf:
 
     @classmethod
     def open(cls, path: str, *, base: Btf | None = None, name: str | None = None) -> Btf:
-        """Map (else read) a file of raw BTF. Raises FormatError, OSError."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data: Buffer
-            try:
-                # sysfs allows it since v6.16 (a private, read-only mapping and nothing else)
-                data = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-            except (OSError, ValueError):
-                chunks = []
-                while chunk := os.read(fd, 1 << 20):
-                    chunks.append(chunk)
-                data = b"".join(chunks)
-        finally:
-            os.close(fd)
-        return cls.parse(data, base=base, name=name or os.path.basename(path))
+        """Map (else read) a file of raw BTF; no fd stays open. Raises FormatError, OSError."""
+        from pybpf.sys.mapped import map_file  # an object's own BTF needs neither it nor ctypes
+
+        return cls.parse(map_file(path), base=base, name=name or os.path.basename(path))
 
     @classmethod
     def vmlinux(cls) -> Btf:
         """The running kernel's BTF (CONFIG_DEBUG_INFO_BTF). Raises FormatError, OSError.
 
         It cannot change, so that a process has one: what was looked up stays known (some
-        100 KB; the data itself belongs to the kernel where it can be mapped). No fd stays open.
+        100 KB; the data itself belongs to the kernel where it can be mapped).
         """
         global _vmlinux
         if _vmlinux is None:
-            _vmlinux = cls.parse(_map_for_good(f"{SYSFS}/vmlinux"), name="vmlinux")
+            _vmlinux = cls.open(f"{SYSFS}/vmlinux")
         return _vmlinux
 
     @classmethod
@@ -382,35 +370,3 @@ class Btf:
 
 
 _vmlinux: Btf | None = None
-
-
-def _map_for_good(path: str) -> memoryview | bytes:
-    """Map a file for the rest of the process, else read it. Raises OSError.
-
-    Not by the mmap module, which keeps an fd as long as the mapping (up to Python 3.12).
-    """
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size and sys.implementation.name == "cpython":
-            from ctypes import c_int, c_ssize_t, c_void_p, py_object, pythonapi
-
-            from pybpf.sys import syscalls
-
-            try:
-                # sysfs allows it since v6.16 (private and read-only, nothing else)
-                address = syscalls.syscall(
-                    "mmap", 0, size, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0
-                )
-            except PybpfError:
-                address = 0
-            if address:
-                view = pythonapi.PyMemoryView_FromMemory
-                view.restype = py_object
-                view.argtypes = (c_void_p, c_ssize_t, c_int)
-                found = view(address, size, _PYBUF_READ)
-                assert isinstance(found, memoryview)
-                return found
-        chunks = []
-        while chunk := file.read(1 << 20):
-            chunks.append(chunk)
-        return b"".join(chunks)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.helpers import live_names, open_fds, settle
+from tests.kernel.helpers import fds_to_begin_with, live_names, open_fds, settle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +40,7 @@ def system_bpffs() -> Iterator[None]:
 def prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """A prefix of object names that is ours alone; at the end nothing of it may be left."""
     name = f"t{os.getpid() % 100000:05d}"
-    before = open_fds()
+    before = fds_to_begin_with()
     yield name
     assert settle(lambda: open_fds() == before), f"fds left: {open_fds() ^ before}"
     assert settle(lambda: not live_names(name)), f"left in the kernel: {live_names(name)}"

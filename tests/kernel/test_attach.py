@@ -25,7 +25,7 @@ from pybpf.plan.live import Object
 from pybpf.plan.run import run
 from pybpf.spec import ObjectSpec
 from pybpf.sys import abi, bpf, layouts, syscalls
-from tests.kernel.helpers import open_fds, plan, prog, returns, settle
+from tests.kernel.helpers import fds_to_begin_with, open_fds, plan, prog, returns, settle
 
 pytestmark = pytest.mark.kernel
 
@@ -601,7 +601,7 @@ def test_a_failed_attachment_leaves_nothing(
         return real(cmd, attr, **more)
 
     with load(program) as obj:
-        fds = open_fds()
+        fds = fds_to_begin_with()
         monkeypatch.setattr(bpf, "call", refuse)
         with pytest.raises(KernelError, match="ENOMEM") as caught:
             obj.attach_program(program, target)
@@ -612,7 +612,7 @@ def test_a_failed_attachment_leaves_nothing(
         assert obj.attach_program(program, target) is not None
         # A second failure leaves the first attachment as it is.
         monkeypatch.setattr(bpf, "call", refuse)
-        fds = open_fds()
+        fds = fds_to_begin_with()
         with pytest.raises(KernelError):
             obj.attach_program(program, target)
         assert open_fds() == fds

@@ -24,7 +24,7 @@ from pybpf.kernel.map import Map
 from pybpf.plan.run import run
 from pybpf.spec import ObjectSpec
 from pybpf.sys import abi, bpf
-from tests.kernel.helpers import open_fds, settle
+from tests.kernel.helpers import fds_to_begin_with, open_fds, settle
 from tests.kernel.test_undo import Injector
 from tools.corpus_compare import TREE, find_corpus
 from tools.fuzzing.binary import mutate_elf, mutate_insns
@@ -118,7 +118,7 @@ def test_nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     with run(compile(read(TREE / "tests/objects/features.bpf.o"), target)):
         pass  # whatever is opened once and kept
     real = bpf.call
-    before_fds, before = open_fds(), living()
+    before_fds, before = fds_to_begin_with(), living()
     outcomes: Counter[str] = Counter()
     for number in range(LOADS):
         data = rng.choice(pool)

@@ -20,7 +20,7 @@ from pybpf.compiler import Target, compile, compile_alternatives
 from pybpf.elf import read
 from pybpf.plan.frozen import from_bytes, to_bytes
 from pybpf.plan.run import run
-from tests.kernel.helpers import live_names, open_fds, settle
+from tests.kernel.helpers import fds_to_begin_with, live_names, open_fds, settle
 from tests.kernel.relocations import compare
 from tools.corpus_compare import compare as compare_corpus
 from tools.corpus_compare import find_corpus, host_matches
@@ -37,9 +37,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Whatever a test does, no fd and no map of ours survives it."""
-    pybpf.Btf.vmlinux()  # one mapping a process, which holds an fd of its file
-    gc.collect()  # what earlier tests dropped in a cycle goes now, not while we count
-    before = open_fds()
+    before = fds_to_begin_with()
     yield
     gc.collect()
     assert settle(lambda: open_fds() == before), f"fds left: {open_fds() ^ before}"

@@ -23,7 +23,7 @@ from pybpf.kernel import features
 from pybpf.plan import older
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, ProgramSpec, Ref
 from pybpf.sys import abi, bpf, diagnose
-from tests.kernel.helpers import open_fds
+from tests.kernel.helpers import fds_to_begin_with, open_fds
 
 pytestmark = pytest.mark.kernel
 
@@ -102,7 +102,7 @@ def make(section: str = "socket", *, flags: int = abi.BPF_F_MMAPABLE, map_name: 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    before = open_fds()
+    before = fds_to_begin_with()
     yield
     assert open_fds() == before
 

@@ -19,6 +19,7 @@ from tests.kernel.helpers import (
     TRACING,
     array,
     btf_count,
+    fds_to_begin_with,
     ldimm64,
     live_names,
     mov_reg,
@@ -107,7 +108,7 @@ def injected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def _count(prefix: str, bpffs: Path) -> tuple[list[str], int, set[str], list[str]]:
-    return live_names(prefix), btf_count(), open_fds(), sorted(os.listdir(bpffs))
+    return live_names(prefix), btf_count(), fds_to_begin_with(), sorted(os.listdir(bpffs))
 
 
 @pytest.mark.parametrize("kind", ["EPERM", "ENOSPC", "KeyboardInterrupt", "MemoryError"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import random
@@ -313,6 +314,33 @@ def compare(btf: Btf, rows: list[object]) -> None:
             assert found.component == data.component_idx
         if found.kind_name == "array":
             assert found.array == (data.type, data.index_type, data.nelems)
+
+
+def test_an_opened_file_holds_no_descriptor(tmp_path: Path) -> None:
+    """It stays mapped as long as anything of it is in use, and no longer."""
+    w = BtfWriter()
+    w.add_int("int", 4)
+    path = tmp_path / "types.btf"
+    path.write_bytes(w.build())
+    fds = set(os.listdir("/proc/self/fd"))
+    btf = Btf.open(str(path))
+    assert set(os.listdir("/proc/self/fd")) == fds
+    words = btf.words
+    maps = Path("/proc/self/maps")
+    assert str(path) in maps.read_text()
+    assert btf.find("int") == [1]
+    del btf
+    gc.collect()
+    assert str(path) in maps.read_text()
+    assert words[1] == 1 << 24  # KIND_INT
+    del words
+    assert str(path) not in maps.read_text()
+
+
+def test_an_empty_file_is_no_btf(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(FormatError, match="empty"):
+        Btf.open(str(tmp_path / "empty"))
 
 
 @needs_vmlinux
