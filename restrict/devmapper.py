@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The device mapper by its ioctls: create, load, resume, suspend, remove, status, deps, list.
+"""The device mapper by its ioctls: create, load, resume, suspend, remove, table, list.
 
 Source: include/uapi/linux/dm-ioctl.h (interface 4, unchanged since 2.6) and
 Documentation/admin-guide/device-mapper/verity.rst. No libdevmapper, no udev: node names come
@@ -15,7 +15,7 @@ import fcntl
 import os
 import struct
 
-from restrict.errors import ConfigError, KernelError, RestrictError
+from restrict.errors import ConfigError, KernelError, RestrictError, system_error
 from restrict.kmsg import KernelLog
 
 TYPE_CHECKING = False
@@ -41,19 +41,15 @@ CONTROL = "/dev/mapper/control"
 HEADER = struct.Struct("=3I 2I I i I I I Q 128s 129s 7s")
 SPEC = struct.Struct("=Q Q i I 16s")
 
-DM_REMOVE_ALL, DM_LIST_DEVICES, DM_DEV_CREATE, DM_DEV_REMOVE = 1, 2, 3, 4
-DM_DEV_SUSPEND, DM_DEV_STATUS = 6, 7
-DM_TABLE_LOAD, DM_TABLE_CLEAR, DM_TABLE_DEPS, DM_TABLE_STATUS = 9, 10, 11, 12
+DM_LIST_DEVICES, DM_DEV_CREATE, DM_DEV_REMOVE = 2, 3, 4
+DM_DEV_SUSPEND, DM_TABLE_LOAD, DM_TABLE_STATUS = 6, 9, 12
 _VERBS = {
-    0: "DM_VERSION", 2: "DM_LIST_DEVICES", 3: "DM_DEV_CREATE", 4: "DM_DEV_REMOVE",
-    6: "DM_DEV_SUSPEND", 7: "DM_DEV_STATUS", 9: "DM_TABLE_LOAD", 10: "DM_TABLE_CLEAR",
-    11: "DM_TABLE_DEPS", 12: "DM_TABLE_STATUS",
+    2: "DM_LIST_DEVICES", 3: "DM_DEV_CREATE", 4: "DM_DEV_REMOVE", 6: "DM_DEV_SUSPEND",
+    9: "DM_TABLE_LOAD", 12: "DM_TABLE_STATUS",
 }  # fmt: skip
 
 READONLY_FLAG, SUSPEND_FLAG, STATUS_TABLE_FLAG = 1 << 0, 1 << 1, 1 << 4
-ACTIVE_PRESENT_FLAG, INACTIVE_PRESENT_FLAG = 1 << 5, 1 << 6
 BUFFER_FULL_FLAG, SKIP_LOCKFS_FLAG, NOFLUSH_FLAG = 1 << 8, 1 << 10, 1 << 11
-DEFERRED_REMOVE_FLAG = 1 << 17
 
 _MAX_BUFFER = 1 << 20  # ample for every list and table; the kernel's own limit is higher
 
@@ -67,12 +63,10 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def _check_name(name: str, what: str, limit: int) -> bytes:
+def _check_name(name: str) -> bytes:
     raw = name.encode()
-    if not raw or len(raw) >= limit or b"\0" in raw or b"/" in raw:
-        raise ConfigError(
-            f"{name!r} is no device-mapper {what}: 1 to {limit - 1} bytes without '/' are."
-        )
+    if not 0 < len(raw) < 128 or b"\0" in raw or b"/" in raw:
+        raise ConfigError(f"{name!r} is no device-mapper name: 1 to 127 bytes without '/' are.")
     return raw
 
 
@@ -94,34 +88,17 @@ class Target:
 class Device:
     """What an ioctl says about a mapped device."""
 
-    __slots__ = ("dev", "event_nr", "flags", "name", "open_count", "target_count", "uuid")
+    __slots__ = ("dev", "name", "target_count")
 
     def __init__(self, fields: tuple[object, ...]) -> None:
         self.target_count = int(fields[5])  # type: ignore[call-overload]
-        self.open_count = int(fields[6])  # type: ignore[call-overload]
-        self.flags = int(fields[7])  # type: ignore[call-overload]
-        self.event_nr = int(fields[8])  # type: ignore[call-overload]
         self.dev = int(fields[10])  # type: ignore[call-overload]
         self.name = _text(fields[11])  # type: ignore[arg-type]
-        self.uuid = _text(fields[12])  # type: ignore[arg-type]
 
     @property
     def path(self) -> str:
         """The node that devtmpfs makes."""
         return f"/dev/dm-{os.minor(self.dev)}"
-
-    @property
-    def suspended(self) -> bool:
-        return bool(self.flags & SUSPEND_FLAG)
-
-    @property
-    def active(self) -> bool:
-        """A table is live."""
-        return bool(self.flags & ACTIVE_PRESENT_FLAG)
-
-    @property
-    def readonly(self) -> bool:
-        return bool(self.flags & READONLY_FLAG)
 
 
 def _hex(value: str, what: str, *, least: int = 0, most: int = 256) -> str:
@@ -226,14 +203,11 @@ class DeviceMapper:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
-            raise KernelError(
-                f"the device mapper cannot be opened: {os.strerror(e.errno or 0)}.",
-                errno=e.errno or 0,
-                call=f"open {path}",
-                hint="Load the module dm-mod and mount devtmpfs on /dev."
-                if e.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
-                else None,
-                file=path,
+            hint = None
+            if e.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+                hint = "Load the module dm-mod and mount devtmpfs on /dev."
+            raise system_error(
+                "the device mapper cannot be opened", e, "open", hint=hint, file=path
             ) from None
 
     def close(self) -> None:
@@ -252,7 +226,6 @@ class DeviceMapper:
         number: int,
         *,
         name: bytes = b"",
-        uuid: bytes = b"",
         dev: int = 0,
         flags: int = 0,
         targets: int = 0,
@@ -266,7 +239,7 @@ class DeviceMapper:
             size = (size + 7) & ~7
             buffer = bytearray(size)
             HEADER.pack_into(
-                buffer, 0, 4, 0, 0, size, HEADER.size, targets, 0, flags, 0, 0, dev, name, uuid, b""
+                buffer, 0, 4, 0, 0, size, HEADER.size, targets, 0, flags, 0, 0, dev, name, b"", b""
             )
             buffer[HEADER.size : HEADER.size + len(payload)] = payload
             with KernelLog() as log:
@@ -274,7 +247,7 @@ class DeviceMapper:
                     fcntl.ioctl(self._fd, _command(number), buffer, True)
                 except OSError as e:
                     code = e.errno or 0
-                    said = log.said("device-mapper") or log.said("verity")
+                    said = log.said("device-mapper", "verity")
                     raise KernelError(
                         f"{os.strerror(code)}.",
                         errno=code,
@@ -292,33 +265,19 @@ class DeviceMapper:
 
     # ── devices ──
 
-    def version(self) -> tuple[int, int, int]:
-        """The interface's version, for example (4, 50, 0)."""
-        buffer = bytearray(HEADER.size)
-        HEADER.pack_into(
-            buffer, 0, 4, 0, 0, HEADER.size, HEADER.size, 0, 0, 0, 0, 0, 0, b"", b"", b""
-        )
-        fcntl.ioctl(self._fd, _command(0), buffer, True)
-        major, minor, patch = HEADER.unpack_from(buffer)[:3]
-        return major, minor, patch
-
-    def create(self, name: str, uuid: str = "") -> Device:
+    def create(self, name: str) -> Device:
         """A new device without a table."""
-        raw = _check_name(name, "name", 128)
-        ident = _check_name(uuid, "uuid", 129) if uuid else b""
         return self._call(
             DM_DEV_CREATE,
-            name=raw,
-            uuid=ident,
-            hints={errno.EBUSY: "A device of this name or uuid exists: remove it first."},
+            name=_check_name(name),
+            hints={errno.EBUSY: "A device of this name exists: remove it first."},
         )[0]
 
-    def remove(self, name: str, *, deferred: bool = False) -> None:
-        """Remove a device; deferred: as soon as its last opener closes it (3.13)."""
+    def remove(self, name: str) -> None:
+        """Remove a device that nobody has open."""
         self._call(
             DM_DEV_REMOVE,
-            name=_check_name(name, "name", 128),
-            flags=DEFERRED_REMOVE_FLAG if deferred else 0,
+            name=_check_name(name),
             hints={errno.EBUSY: "It is mounted or open: unmount it first."},
         )
 
@@ -333,39 +292,32 @@ class DeviceMapper:
             ).ljust(length, b"\0")
         return self._call(
             DM_TABLE_LOAD,
-            name=_check_name(name, "name", 128),
+            name=_check_name(name),
             flags=READONLY_FLAG if readonly else 0,
             targets=len(targets),
             payload=payload,
             hints=_SIGNATURE if any(t.type == "verity" for t in targets) else None,
         )[0]
 
-    def clear(self, name: str) -> None:
-        """Drop the inactive table."""
-        self._call(DM_TABLE_CLEAR, name=_check_name(name, "name", 128))
-
     def resume(self, name: str) -> Device:
         """Make the loaded table live."""
         return self._call(
             DM_DEV_SUSPEND,
-            name=_check_name(name, "name", 128),
+            name=_check_name(name),
             hints={errno.EPERM: "A security module refused the device (bdev_setintegrity)."},
         )[0]
 
-    def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> Device:
-        """Stop I/O to the device."""
-        flags = SUSPEND_FLAG
-        flags |= 0 if flush else NOFLUSH_FLAG
-        flags |= 0 if lockfs else SKIP_LOCKFS_FLAG
-        return self._call(DM_DEV_SUSPEND, name=_check_name(name, "name", 128), flags=flags)[0]
+    def suspend(self, name: str) -> Device:
+        """Stop I/O to the device at once: nothing is flushed, its filesystem is not frozen."""
+        flags = SUSPEND_FLAG | NOFLUSH_FLAG | SKIP_LOCKFS_FLAG
+        return self._call(DM_DEV_SUSPEND, name=_check_name(name), flags=flags)[0]
 
-    def info(self, name: str) -> Device:
-        """State of a device."""
-        return self._call(DM_DEV_STATUS, name=_check_name(name, "name", 128))[0]
-
-    def _targets(self, name: str, dev: int, flags: int) -> list[Target]:
-        raw = _check_name(name, "name", 128) if name else b""
-        device, data = self._call(DM_TABLE_STATUS, name=raw, dev=dev, flags=flags, room=4096)
+    def table(self, name: str = "", *, dev: int = 0) -> list[Target]:
+        """The live table, of a device told by its name or by its number."""
+        raw = _check_name(name) if name else b""
+        device, data = self._call(
+            DM_TABLE_STATUS, name=raw, dev=dev, flags=STATUS_TABLE_FLAG, room=4096
+        )
         found = []
         offset = 0
         for _ in range(device.target_count):
@@ -376,22 +328,6 @@ class DeviceMapper:
             found.append(Target(start, length, _text(kind), params))
             offset = following  # counted from the start of the data, unlike in DM_TABLE_LOAD
         return found
-
-    def table(self, name: str = "", *, dev: int = 0) -> list[Target]:
-        """The live table, of a device told by its name or by its number."""
-        return self._targets(name, dev, STATUS_TABLE_FLAG)
-
-    def status(self, name: str = "", *, dev: int = 0) -> list[Target]:
-        """The targets' status; of verity: "V" verified so far, "C" corruption was seen."""
-        return self._targets(name, dev, 0)
-
-    def deps(self, name: str) -> list[int]:
-        """Numbers of the devices that the live table uses."""
-        _, data = self._call(DM_TABLE_DEPS, name=_check_name(name, "name", 128), room=512)
-        (count,) = struct.unpack_from("=I", data)
-        if 8 + 8 * count > len(data):
-            raise RestrictError(f"the kernel's list of dependencies of {name!r} is cut short")
-        return list(struct.unpack_from(f"={count}Q", data, 8))
 
     def list(self) -> list[tuple[str, int]]:
         """(name, device number) of every mapped device."""
@@ -411,9 +347,9 @@ class DeviceMapper:
             if offset + 12 > len(data):
                 raise RestrictError("the kernel's list of mapped devices is cut short")
 
-    def activate(self, name: str, verity: Verity, *, uuid: str = "") -> Device:
+    def activate(self, name: str, verity: Verity) -> Device:
         """Create, load and resume a read-only verity device; removed again if a step fails."""
-        self.create(name, uuid)
+        self.create(name)
         try:
             self.load(name, [verity.target()], readonly=True)
             return self.resume(name)

@@ -17,6 +17,7 @@ __all__ = [
     "PreflightError",
     "RestrictError",
     "describe",
+    "system_error",
 ]
 
 
@@ -42,6 +43,19 @@ class LockoutError(RestrictError):
 
 class HandoverError(RestrictError):
     """Inherited file descriptors are not the complete policy that was handed over."""
+
+
+def system_error(
+    words: str, error: OSError, call: str, *, hint: str | None = None, **where: object
+) -> KernelError:
+    """The KernelError of a call that the standard library made: "``words``: its reason."."""
+    return KernelError(
+        f"{words}: {error.strerror or error}.",
+        errno=error.errno or 0,
+        call=call,
+        hint=hint,
+        **where,
+    )
 
 
 def describe(exc: BaseException) -> str:

@@ -11,19 +11,17 @@ Needs Linux 6.12 and what ``restrict check`` asks for.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
-from pybpf.sys import abi as bpf_abi
-from pybpf.sys import bpf
 from restrict import abi
-from restrict.errors import KernelError, RestrictError
-from restrict.guard import Globals, offsets_of, start_ticks
-from restrict.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, in_initramfs, mount, unmount
+from restrict.errors import RestrictError
+from restrict.guard import Globals, offsets_of, ticks_of
+from restrict.mounts import in_initramfs
+from restrict.policy import attach_sysctl, load_plan, pin_status, trusted_folder
+from restrict.policy import default_plan as _default_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,64 +35,27 @@ __all__ = [
     "PIN",
     "STATUS",
     "Policy",
-    "default_plan",
     "enable",
+    "attach_links",
+    "default_plan",
     "initramfs_device",
     "load_plan",
-    "read_status",
     "trusted_folder",
 ]
 
 PIN = "/sys/fs/bpf/restrict/fsaccess"
-_PLAN = "/usr/lib/restrict/fsaccess.plan"
 STATUS = "fsaccess_status"
 SYSCTL = "fsaccess_sysctl"
 _LINKS_LEAST = 8  # a plan with fewer attached programs is not this policy
 
 
 def default_plan() -> str:
-    """The frozen policy: the administrator's, else the one that came with restrict."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    for path in (_PLAN, f"{here}/objects/fsaccess.plan", f"{here}/../bpf/objects/fsaccess.plan"):
-        if os.path.exists(path):
-            return os.path.normpath(path)
-    return _PLAN
+    """``policy.default_plan`` of this policy."""
+    return _default_plan("fsaccess")
 
 
-def load_plan(path: str) -> Plan:
-    """Read a frozen Plan (``restrict bundle``). Raises FormatError or KernelError."""
-    from pybpf.plan.frozen import from_bytes
-
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as e:
-        raise KernelError(
-            f"the plan cannot be read: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="open",
-            file=path,
-            hint="Make it with `restrict bundle -o FILE`.",
-        ) from None
-    try:
-        return from_bytes(data)
-    except PybpfError as e:
-        raise e.at(file=path) from None
-
-
-def read_status(path: str = PIN) -> str | None:
-    """The text of the pinned status iterator; None if nothing is pinned there.
-
-    Raises RestrictError where another than root could have put the file there.
-    """
-    try:
-        trusted_folder(os.path.dirname(path))
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            return file.read().decode("utf-8", "replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as e:
-        raise RestrictError(f"the status cannot be read: {e.strerror}.", file=path) from None
+def _pin_status(obj: Object, path: str) -> Link:
+    return pin_status(obj, STATUS, path)
 
 
 def initramfs_device() -> int:
@@ -167,6 +128,16 @@ class Policy:
             values.set("initramfs_dev", 0)
         return before
 
+    def disown(self) -> None:
+        """Nobody is owner or deputy from now on, until the next boot.
+
+        For a process that goes on as a program which knows nothing of the policy: root can make
+        such a PID 1 act on files of his choice (systemd unlinks a service's PIDFile=).
+        """
+        with self.globals() as values:
+            values.set("deputy_tgid", 0)
+            values.set("owner_tgid", 0)
+
     def handles(self) -> list[Link | Map]:
         """Everything that must stay open, in a fixed order."""
         more: list[Link | Map] = [self.bss, self.events]
@@ -205,79 +176,17 @@ def _unpin(path: str) -> None:
         pass
 
 
-def attach_sysctl(obj: Object, name: str = SYSCTL) -> Link:
-    """Attach the guard of kernel.ftrace_enabled to the root cgroup.
-
-    Through a mount of our own, because in early boot there is none, and only for a moment.
-    """
-    folder = f"/run/restrict-cgroup-{os.getpid()}"
-    try:
-        os.mkdir(folder, 0o700)
-    except OSError as e:
-        raise KernelError(
-            f"no directory to mount cgroup2 on: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="mkdir",
-            path=folder,
-            hint="Mount a tmpfs on /run.",
-        ) from None
-    try:
-        mount("cgroup2", folder, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        finally:
-            unmount(folder, lazy=True)
-    finally:
-        os.rmdir(folder)
-    try:
-        program = obj.programs[name].fileno()
-        return Link(bpf.link_create(program, fd, bpf_abi.BPF_CGROUP_SYSCTL), name)
-    except KernelError as e:
-        raise e.at(program=name, cgroup="/") from None
-    finally:
-        os.close(fd)
-
-
-def trusted_folder(folder: str) -> None:
-    """Refuse a directory in which somebody else may put files: bpffs lets everybody make one,
-    and a symbolic link there would show another status."""
-    info = os.lstat(folder)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+def attach_links(obj: Object) -> dict[str, Link]:
+    """Attach every program by a link. Raises RestrictError if that is not the whole policy."""
+    obj.attach()
+    links = dict(obj.links)
+    if SYSCTL in obj.programs:
+        links[SYSCTL] = attach_sysctl(obj, SYSCTL)
+    if len(links) < _LINKS_LEAST:
         raise RestrictError(
-            "it is no directory that root alone can write to.", path=folder, hint="Remove it."
+            f"the plan attached {len(links)} programs, which is not the whole policy."
         )
-
-
-def _pin_status(obj: Object, path: str) -> Link:
-    """Create the status iterator's link and pin it where everybody may read it."""
-    program = obj.programs[STATUS]
-    link = Link(bpf.link_create(program.fileno(), 0, bpf_abi.BPF_TRACE_ITER), STATUS)
-    try:
-        folder = os.path.dirname(path)
-        try:
-            os.mkdir(folder, 0o711)
-        except FileExistsError:
-            trusted_folder(folder)
-        # A pin of an earlier owner that is gone shows a policy that is no longer attached.
-        if os.path.lexists(path):
-            os.unlink(path)
-        link.pin(path)
-        os.chmod(path, 0o444)
-    except OSError as e:
-        link.close()
-        raise KernelError(
-            f"the status cannot be pinned: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="BPF_OBJ_PIN",
-            path=path,
-            hint="Mount bpffs: mount -t bpf bpf /sys/fs/bpf."
-            if e.errno in (errno.ENOENT, errno.EPERM, errno.ENOTDIR)
-            else None,
-        ) from None
-    except BaseException:
-        link.close()
-        raise
-    return link
+    return links
 
 
 def enable(
@@ -289,6 +198,7 @@ def enable(
     initramfs_dev: int = 0,
     status_pin: str | None = PIN,
     settings: Mapping[str, int] | None = None,
+    attach: Callable[[Object], dict[str, Link]] = attach_links,
     before_arm: Callable[[Object], None] | None = None,
     pin: Callable[[Object, dict[str, Link], Link | None], None] | None = None,
     step: Callable[[str], None] = lambda name: None,
@@ -299,6 +209,7 @@ def enable(
     owner_ticks: when it started, in clock ticks since boot (default: asked of /proc).
     initramfs_dev: kernel number of a superblock to trust until ``close_window`` (0: none).
     settings: further globals, by name (kept, generation, the deputy).
+    attach: attaches the programs; gives the links, none where they stay without one.
     before_arm: called with the attached, inert object; what it raises stops and undoes all.
     pin: called with the object, its links and the status' link, to make what keeps them without
     this process; what it made is its own to undo if something fails later.
@@ -312,15 +223,13 @@ def enable(
     name = "load"
     obj: Object | None = None
     status: Link | None = None
-    sysctl: Link | None = None
+    links: dict[str, Link] = {}
     pinned = False
     try:
         step(name)
         tgid = os.getpid() if owner is None else owner
         places = offsets_of(plan.variables)
-        ticks = owner_ticks
-        if ticks is None:
-            ticks = 0 if tgid == 1 else start_ticks(tgid)
+        ticks = ticks_of(tgid) if owner_ticks is None else owner_ticks
         obj = run(plan)
         bss = obj.maps[".bss"]
         size = int(bss.info()["value_size"])
@@ -338,14 +247,7 @@ def enable(
 
         name = "attach"
         step(name)
-        obj.attach()
-        links = dict(obj.links)
-        if SYSCTL in obj.programs:
-            sysctl = links[SYSCTL] = attach_sysctl(obj)
-        if len(links) < _LINKS_LEAST:
-            raise RestrictError(
-                f"the plan attached {len(links)} programs, which is not the whole policy."
-            )
+        links = attach(obj)
 
         if before_arm is not None:
             name = "lock-out"
@@ -355,7 +257,7 @@ def enable(
         if status_pin is not None and STATUS in obj.programs:
             name = "status"
             step(name)
-            status = _pin_status(obj, status_pin)
+            status = pin_status(obj, STATUS, status_pin)
             pinned = True
 
         if pin is not None:
@@ -393,7 +295,7 @@ def enable(
     except BaseException as e:
         if pinned and status_pin is not None:
             _unpin(status_pin)
-        for link in (status, sysctl):
+        for link in (*links.values(), status):
             if link is not None:
                 link.close()
         if obj is not None:
@@ -401,7 +303,7 @@ def enable(
         if isinstance(e, PybpfError):
             raise e.at(policy="fsaccess", step=name) from None
         raise
-    if sysctl is not None:
-        sysctl.close()
+    for link in links.values():
+        link.close()
     obj.close()  # the duplicates keep what is needed; programs and other maps live through links
     return policy

@@ -7,7 +7,6 @@ unmapped at once: what stays mapped can be found and written through /proc/PID/m
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import struct
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-__all__ = ["COMMON", "GLOBALS", "Globals", "offsets_of", "start_ticks"]
+__all__ = ["COMMON", "GLOBALS", "Globals", "offsets_of", "start_ticks", "ticks_of"]
 
 # name → size of one element; arrays are told by the Plan's size of the variable.
 GLOBALS = {
@@ -82,6 +81,19 @@ def start_ticks(pid: int | str = "self") -> int:
     return int(text[text.rindex(")") + 2 :].split()[19])
 
 
+def ticks_of(pid: int) -> int:
+    """``start_ticks`` of a process that is to be an owner or deputy, as the guard has it: 0 for
+    process 1, which no other can follow. Raises RestrictError if there is no such process."""
+    if pid == 1:
+        return 0
+    try:
+        return start_ticks(pid)
+    except OSError:
+        raise RestrictError(
+            f"there is no process {pid}.", process=pid, hint="Give the number of a live one."
+        ) from None
+
+
 class Globals:
     """The .bss map in memory, inside a ``with`` block only."""
 
@@ -130,10 +142,7 @@ class Globals:
     def set(self, name: str, value: int) -> None:
         """Store a scalar by one aligned store, so that programs see the old or the new value."""
         offset, size = self._places[name]
-        kind = ctypes.c_uint32 if size == 4 else ctypes.c_uint64
-        cell = kind.from_buffer(self._mapped(), offset)
-        cell.value = value
-        del cell  # a mapping with live views cannot be unmapped
+        self._store(offset, size, value)
 
     def set_ids(self, name: str, ids: list[int]) -> None:
         """Fill an array of ids; unused entries become 0. Refuses more than fit."""
@@ -142,6 +151,14 @@ class Globals:
         if len(ids) > room:
             raise RestrictError(f"{name} has room for {room} ids, {len(ids)} are needed.")
         for i, ident in enumerate([*ids, *[0] * (room - len(ids))]):
-            cell = ctypes.c_uint32.from_buffer(self._mapped(), offset + 4 * i)
-            cell.value = ident
-            del cell
+            self._store(offset + 4 * i, 4, ident)
+
+    def _store(self, offset: int, size: int, value: int) -> None:
+        # An item of a cast memoryview is written by one machine store, what struct packs byte by
+        # byte. The views end here: a mapping with live ones cannot be unmapped.
+        with (
+            memoryview(self._mapped()) as whole,
+            whole[offset : offset + size] as place,
+            place.cast("I" if size == 4 else "Q") as cell,
+        ):
+            cell[0] = value

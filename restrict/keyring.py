@@ -12,21 +12,20 @@ import errno
 import os
 
 from pybpf.sys.syscalls import add_key, keyctl
-from restrict.errors import KernelError, RestrictError
+from restrict.errors import KernelError, RestrictError, system_error
 
 __all__ = [
     "Key",
     "add_certificate",
     "add_user_key",
     "find_keyring",
-    "keyring_keys",
     "parse_keys",
     "restrict_keyring",
     "unlink",
 ]
 
-SPEC_THREAD_KEYRING, SPEC_PROCESS_KEYRING, SPEC_SESSION_KEYRING = -1, -2, -3
-_KEYCTL_UNLINK, _KEYCTL_READ, _KEYCTL_INVALIDATE, _KEYCTL_RESTRICT_KEYRING = 9, 11, 21, 29
+SPEC_PROCESS_KEYRING = -2
+_KEYCTL_UNLINK, _KEYCTL_RESTRICT_KEYRING = 9, 29
 DM_VERITY = ".dm-verity"
 
 
@@ -66,12 +65,9 @@ def _keys(proc: str = "/proc") -> list[Key]:
         with open(path, encoding="utf-8", errors="replace") as file:
             return parse_keys(file.read())
     except OSError as e:
-        raise KernelError(
-            f"the list of keys cannot be read: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="open",
-            file=path,
-            hint="The kernel needs CONFIG_KEYS and a mounted procfs.",
+        hint = "The kernel needs CONFIG_KEYS and a mounted procfs."
+        raise system_error(
+            "the list of keys cannot be read", e, "open", hint=hint, file=path
         ) from None
 
 
@@ -126,23 +122,6 @@ def restrict_keyring(ring: int) -> None:
             keyring=ring,
             hint="It is restricted already." if code == errno.EEXIST else None,
         ) from None
-
-
-def keyring_keys(ring: int) -> list[int]:
-    """Serials of what is in a keyring (KEYCTL_READ)."""
-    room = bytearray(4096)
-    try:
-        size = keyctl(_KEYCTL_READ, ring, room, len(room))
-    except KernelError as e:
-        code = e.errno
-        raise KernelError(
-            f"the keyring cannot be read: {os.strerror(code)}.",
-            errno=code,
-            call="keyctl READ",
-            keyring=ring,
-        ) from None
-    size = min(size, len(room))
-    return [int.from_bytes(room[i : i + 4], "little") for i in range(0, size - 3, 4)]
 
 
 def add_user_key(description: str, payload: bytes, ring: int = SPEC_PROCESS_KEYRING) -> int:

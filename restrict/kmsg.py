@@ -41,8 +41,8 @@ class KernelLog:
             os.close(self._fd)
             self._fd = -1
 
-    def lines(self, word: str = "", most: int = 4) -> list[str]:
-        """The last ``most`` messages with ``word`` in them since the last call."""
+    def lines(self, *words: str, most: int = 4) -> list[str]:
+        """The last ``most`` messages with one of ``words`` in them since the last call."""
         found: list[str] = []
         while self._fd >= 0:
             try:
@@ -56,13 +56,13 @@ class KernelLog:
             if not record:
                 break
             text = record.decode("utf-8", "replace").split("\n", 1)[0].partition(";")[2]
-            if word in text:
+            if any(word in text for word in words):
                 found.append(text)
         return found[-most:]
 
-    def said(self, word: str) -> str | None:
-        """``The kernel's log says: …`` for a hint, or None."""
-        lines = self.lines(word)
+    def said(self, *words: str) -> str | None:
+        """``The kernel's log says: …`` for a hint, or None. What it does not quote is gone."""
+        lines = self.lines(*words)
         return f"The kernel's log says: {' / '.join(lines)}." if lines else None
 
 

@@ -62,7 +62,7 @@ def announce() -> list[str]:
         try:
             for name in names:
                 try:
-                    mapper.suspend(name, flush=False, lockfs=False)
+                    mapper.suspend(name)
                 finally:
                     mapper.resume(name)
                 done.append(name)

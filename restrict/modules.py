@@ -11,7 +11,7 @@ import errno
 import os
 
 from pybpf.sys.syscalls import finit_module
-from restrict.errors import ConfigError, KernelError
+from restrict.errors import ConfigError, KernelError, system_error
 from restrict.kmsg import KernelLog
 
 __all__ = ["insmod", "loaded", "module_name", "parameter", "parse_module_line"]
@@ -72,12 +72,7 @@ def insmod(path: str, parameters: str = "") -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
-        raise KernelError(
-            f"the file cannot be opened: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="open",
-            module=path,
-        ) from None
+        raise system_error("the file cannot be opened", e, "open", module=path) from None
     flags = MODULE_INIT_COMPRESSED_FILE if path.endswith(_COMPRESSED) else 0
     try:
         with KernelLog() as log:
@@ -87,7 +82,7 @@ def insmod(path: str, parameters: str = "") -> bool:
                 code = e.errno
                 if code == errno.EEXIST:
                     return False
-                said = log.said(name) or log.said("module")
+                said = log.said(name, "module")
                 raise KernelError(
                     f"the kernel did not load it: {os.strerror(code)}.",
                     errno=code,

@@ -10,7 +10,7 @@ import os
 import stat
 
 from pybpf.sys import syscalls
-from restrict.errors import KernelError, RestrictError
+from restrict.errors import RestrictError, system_error
 
 __all__ = [
     "MS_BIND",
@@ -120,12 +120,9 @@ def mounts(pid: int | str = "self", *, proc: str = "/proc") -> list[Mount]:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return parse_mountinfo(file.read())
     except OSError as e:
-        raise KernelError(
-            f"the mount table cannot be read: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="open",
-            hint="Mount procfs on /proc.",
-            file=path,
+        hint = "Mount procfs on /proc."
+        raise system_error(
+            "the mount table cannot be read", e, "open", hint=hint, file=path
         ) from None
 
 
@@ -155,12 +152,7 @@ def ensure(fstype: str, target: str, flags: int = 0, data: str = "") -> bool:
     try:
         os.makedirs(target, exist_ok=True)
     except OSError as e:
-        raise KernelError(
-            f"the mount point cannot be made: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="mkdir",
-            mount=target,
-        ) from None
+        raise system_error("the mount point cannot be made", e, "mkdir", mount=target) from None
     # /proc itself may be what is missing: then there is no mount table to ask.
     readable = target != "/proc" or os.path.exists("/proc/self/mountinfo")
     if readable and any(m.target == target and m.fstype == fstype for m in mounts()):
@@ -226,12 +218,9 @@ def root_cgroup() -> int:
     try:
         os.mkdir(folder, 0o700)
     except OSError as e:
-        raise KernelError(
-            f"no directory to mount cgroup2 on: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="mkdir",
-            path=folder,
-            hint="Mount a tmpfs on /run.",
+        hint = "Mount a tmpfs on /run."
+        raise system_error(
+            "no directory to mount cgroup2 on", e, "mkdir", hint=hint, path=folder
         ) from None
     try:
         mount("cgroup2", folder, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -266,11 +255,8 @@ def usr_root(root: str, *, links: bool = False) -> None:
             if os.path.isdir(f"{root}/usr/{name}") and not os.path.lexists(f"{root}/{name}"):
                 os.symlink(f"usr/{name}", f"{root}/{name}")
     except OSError as e:
-        raise KernelError(
-            f"the root directory cannot be completed: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="mkdir",
-            mount=e.filename,
+        raise system_error(
+            "the root directory cannot be completed", e, "mkdir", mount=e.filename
         ) from None
 
 

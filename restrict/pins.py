@@ -22,12 +22,12 @@ import struct
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
-from restrict import fsaccess
 from restrict.abi import PINS_FILESYSTEM, PINS_KINDS, kernel_dev
-from restrict.errors import KernelError, RestrictError
-from restrict.fsaccess import load_plan, trusted_folder
-from restrict.guard import COMMON, Globals, offsets_of, start_ticks
+from restrict.errors import RestrictError, system_error
+from restrict.guard import COMMON, Globals, offsets_of, ticks_of
 from restrict.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, mounts, unmount
+from restrict.policy import attach_sysctl, load_plan, pin_name, trusted_folder
+from restrict.policy import default_plan as _default_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ FOLDER = "/sys/fs/bpf/restrict"
 LABEL = "security.bpf.restrict"  # extended attribute of a guarded filesystem's root, 7.x
 MOST_FILESYSTEMS = 4
 STATUS, SYSCTL = "pins_status", "pins_sysctl"
-_PLAN = "/usr/lib/restrict/pins.plan"
 _GUARD, _PIN = "guard", "pins"
 _KEPT_BY_PINS = 2  # enum policy_keep
 _MAPS = ("pins_ids", "counters", "events", ".bss")
@@ -54,21 +53,12 @@ _GLOBALS = {**COMMON, "learn": 4, "strict": 4}
 
 
 def default_plan() -> str:
-    """The frozen policy: the administrator's, else the one that came with restrict."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    for path in (_PLAN, f"{here}/objects/pins.plan", f"{here}/../bpf/objects/pins.plan"):
-        if os.path.exists(path):
-            return os.path.normpath(path)
-    return _PLAN
+    """``policy.default_plan`` of this policy."""
+    return _default_plan("pins")
 
 
-def _pin_name(name: str) -> str:
-    """A map's name as a file's: bpffs takes no dots (kernel/bpf/inode.c, bpf_lookup)."""
-    return "map_" + name.lstrip(".").replace(".", "_")
-
-
-def _system_error(error: OSError, words: str, call: str, path: str) -> KernelError:
-    return KernelError(f"{words}: {error.strerror}.", errno=error.errno or 0, call=call, path=path)
+def _pin(name: str) -> str:
+    return f"{_GUARD}/map_{pin_name(name)}"
 
 
 def is_bpf(path: str | int) -> bool:
@@ -100,9 +90,10 @@ def filesystem(path: str = FOLDER) -> bool:
                 hint="Take those pins away, or install the pins policy before them.",
             )  # fmt: skip
     except OSError as error:
-        raise _system_error(
-            error, "no directory to mount a bpf filesystem on", "mkdir", path
-        ) from None
+        raise system_error(
+            "no directory to mount a bpf filesystem on", error, "mkdir", path=path,
+            hint="Its parent must exist: mount -t bpf bpf /sys/fs/bpf.",
+        ) from None  # fmt: skip
     mount("bpf", path, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0711")
     return True
 
@@ -161,7 +152,7 @@ class Pins:
         try:
             device = kernel_dev(os.stat(path).st_dev)
         except OSError as error:
-            raise _system_error(error, "it cannot be looked at", "stat", place) from None
+            raise system_error("it cannot be looked at", error, "stat", path=place) from None
         present = self.filesystems()
         if device in present:
             return False
@@ -234,7 +225,7 @@ class Pins:
     def delegate(self, pid: int | None) -> None:
         """Give a process (tgid in the initial pid namespace) the owner's rights beside the owner;
         None takes them back. Raises RestrictError if there is no such process."""
-        ticks = 0 if pid is None else _ticks(pid)
+        ticks = 0 if pid is None else ticks_of(pid)
         with self.globals() as values:
             # Never the new number with the old time: that could be another process.
             values.set("deputy_tgid", 0)
@@ -293,15 +284,6 @@ class Pins:
         self.close()
 
 
-def _ticks(pid: int) -> int:
-    if pid == 1:
-        return 0
-    try:
-        return start_ticks(pid)
-    except OSError:
-        raise RestrictError(f"there is no process {pid}.", process=pid) from None
-
-
 def _remove(path: str) -> None:
     """Take the policy's own pins away, links first, and the mount if it is empty then."""
     guard = f"{path}/{_GUARD}"
@@ -321,7 +303,7 @@ def _remove(path: str) -> None:
         if os.listdir(path) or os.stat(path).st_dev == os.stat(os.path.dirname(path)).st_dev:
             return
     except OSError as error:
-        raise _system_error(error, "the pins cannot be removed", "unlink", path) from None
+        raise system_error("the pins cannot be removed", error, "unlink", path=path) from None
     try:
         unmount(path)
         os.rmdir(path)
@@ -334,18 +316,20 @@ def _pin_all(obj: Object, links: Mapping[str, Link], path: str) -> None:
     try:
         os.mkdir(guard, 0o700)
     except OSError as error:
-        raise _system_error(error, "no folder for the pins", "mkdir", guard) from None
+        raise system_error("no folder for the pins", error, "mkdir", path=guard) from None
     for name, link in links.items():
         if name != STATUS:
             link.pin(f"{guard}/link_{name}")
     for name in _MAPS:
-        obj.maps[name].pin(f"{guard}/{_pin_name(name)}")
+        obj.maps[name].pin(f"{path}/{_pin(name)}")
     status = f"{path}/{_PIN}"
     links[STATUS].pin(status)
     try:
         os.chmod(status, 0o444)
     except OSError as error:
-        raise _system_error(error, "the status cannot be made readable", "chmod", status) from None
+        raise system_error(
+            "the status cannot be made readable", error, "chmod", path=status
+        ) from None
 
 
 def _handles(
@@ -382,7 +366,7 @@ def install(
     try:
         step(name)
         tgid = os.getpid() if owner is None else owner
-        ticks = _ticks(tgid) if tgid else 0
+        ticks = ticks_of(tgid) if tgid else 0
         places = offsets_of(plan.variables, _GLOBALS)
         mounted = filesystem(path)
         if os.path.lexists(f"{path}/{_GUARD}") or os.path.lexists(f"{path}/{_PIN}"):
@@ -397,7 +381,7 @@ def install(
         obj.attach()
         links = dict(obj.links)
         if SYSCTL in obj.programs:
-            sysctl = links[SYSCTL] = fsaccess.attach_sysctl(obj, SYSCTL)
+            sysctl = links[SYSCTL] = attach_sysctl(obj, SYSCTL)
 
         name = "pins"
         step(name)
@@ -413,7 +397,7 @@ def install(
         result = _handles(path, copies, plan, places)
         with result.globals() as values:
             # The caller is the owner while it installs: only an owner is let protect.
-            values.set("owner_start_ticks", _ticks(os.getpid()))
+            values.set("owner_start_ticks", ticks_of(os.getpid()))
             values.set("owner_tgid", os.getpid())
         result.protect(path)
         with result.globals() as values:
@@ -464,8 +448,7 @@ def open_pinned(path: str = FOLDER, plan: Plan | None = None) -> Pins | None:
     plan: of the version that is installed (default: ``default_plan``). Raises KernelError: EPERM
     or EACCES for everybody else.
     """
-    guard = f"{path}/{_GUARD}"
-    if not os.path.isdir(guard):
+    if not os.path.isdir(f"{path}/{_GUARD}"):
         return None
     if plan is None:
         plan = load_plan(default_plan())
@@ -473,7 +456,7 @@ def open_pinned(path: str = FOLDER, plan: Plan | None = None) -> Pins | None:
     found: dict[str, Map] = {}
     try:
         for name in (".bss", "pins_ids", "events"):
-            found[name] = Map.from_pin(f"{guard}/{_pin_name(name)}")
+            found[name] = Map.from_pin(f"{path}/{_pin(name)}")
         return _handles(path, found, plan, places)
     except BaseException:
         for handle in found.values():

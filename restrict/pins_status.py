@@ -11,10 +11,10 @@ import os
 from restrict import status as _status
 from restrict.abi import PINS_KINDS
 from restrict.errors import RestrictError
-from restrict.fsaccess import read_status
 from restrict.guard import start_ticks
 from restrict.mounts import mounts
 from restrict.pins import FOLDER
+from restrict.policy import read_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

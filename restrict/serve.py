@@ -19,7 +19,7 @@ import struct
 
 from pybpf.sys.syscalls import syscall
 from restrict import abi
-from restrict.errors import KernelError
+from restrict.errors import KernelError, system_error
 from restrict.events import Reader
 
 TYPE_CHECKING = False
@@ -114,12 +114,7 @@ class Server:
             listener.listen(8)
             listener.setblocking(False)
         except OSError as e:
-            raise KernelError(
-                f"events cannot be offered: {os.strerror(e.errno or 0)}.",
-                errno=e.errno or 0,
-                call="bind",
-                path=path,
-            ) from None
+            raise system_error("events cannot be offered", e, "bind", path=path) from None
         self._poll.register(listener.fileno(), select.POLLIN)
 
     def close(self) -> None:
@@ -296,18 +291,13 @@ class _Source:
     __slots__ = ("socket",)
 
     def __init__(self, path: str) -> None:
-        self.socket = _socket.socket(
-            _socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
-        )
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         try:
             self.socket.connect(path)
         except OSError as e:
             self.socket.close()
-            raise KernelError(
-                f"the events' reader cannot be reached: {os.strerror(e.errno or 0)}.",
-                errno=e.errno or 0,
-                call="connect",
-                path=path,
+            raise system_error(
+                "the events' reader cannot be reached", e, "connect", path=path
             ) from None
 
     def receive(self, consume: Callable[[bytes | int], bool], follow: bool) -> bool:

@@ -17,7 +17,8 @@ import os
 from pybpf.sys import abi as bpf_abi
 from pybpf.sys import bpf
 from restrict.errors import KernelError, RestrictError
-from restrict.fsaccess import PIN, read_status
+from restrict.fsaccess import PIN
+from restrict.policy import read_status
 from restrict.seccomp import report
 
 TYPE_CHECKING = False

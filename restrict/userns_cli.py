@@ -7,6 +7,7 @@ import os
 
 from restrict import userns, userns_pins
 from restrict.errors import KernelError, RestrictError
+from restrict.policy import default_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _inode(text: str) -> int | None:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    plan = userns_pins.load_plan(arguments.plan or userns_pins.default_plan())
+    plan = userns_pins.load_plan(arguments.plan or default_plan("userns"))
     stop = -1
     if arguments.no_pin:
         from restrict.serve import wait_signals

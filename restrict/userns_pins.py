@@ -25,23 +25,20 @@ from pybpf.kernel.map import Map
 from pybpf.kernel.object import check_kind
 from pybpf.kernel.program import Program
 from pybpf.sys import bpf
-from restrict.errors import KernelError, RestrictError
-from restrict.fsaccess import load_plan
-from restrict.guard import Globals, offsets_of, start_ticks
+from restrict.errors import KernelError, RestrictError, system_error
+from restrict.guard import Globals, offsets_of, ticks_of
+from restrict.policy import load_plan, trusted_folder
 from restrict.release import wait_released
 from restrict.userns import GLOBALS, Userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
 
 __all__ = [
     "PINS",
     "STATUS",
-    "default_plan",
     "install",
     "load_plan",
     "open_pinned",
@@ -51,7 +48,6 @@ __all__ = [
 
 PINS = "/sys/fs/bpf/restrict/userns"
 STATUS = "userns_status"
-_PLAN = "/usr/lib/restrict/userns.plan"
 _PREFIX = "userns_"
 # Map of the object → name of its pin: bpffs takes no dots.
 _MAPS = {
@@ -64,17 +60,14 @@ _MAPS = {
 }
 
 
-def default_plan() -> str:
-    """The frozen policy: the administrator's, else the one that came with restrict."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    for path in (_PLAN, f"{here}/objects/userns.plan", f"{here}/../bpf/objects/userns.plan"):
-        if os.path.exists(path):
-            return os.path.normpath(path)
-    return _PLAN
-
-
 def _lock(pins: str) -> int:
-    return os.open(f"{pins}/maps", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    folder = f"{pins}/maps"
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise system_error(
+            "the directory of the maps cannot be opened", error, "open", path=folder
+        ) from None
 
 
 def _make_folders(pins: str) -> None:
@@ -87,19 +80,14 @@ def _make_folders(pins: str) -> None:
                 os.mkdir(path, mode)
             except FileExistsError:
                 pass
-            info = os.lstat(path)
+            trusted_folder(path)
         except OSError as error:
-            raise KernelError(
-                f"no directory for the pins: {error.strerror}.",
-                errno=error.errno or 0, call="mkdir", path=path,
-                hint="The pins policy lets its owner alone make pins there: restrict pins status."
-                if error.errno == errno.EPERM and os.path.ismount(os.path.dirname(pins))
-                else "Mount bpffs: mount -t bpf bpf /sys/fs/bpf.",
-            ) from None  # fmt: skip
-        if info.st_uid != 0 or info.st_mode & 0o022:
-            raise RestrictError(
-                "it is no directory that root alone can write to.", path=path, hint="Remove it."
-            )
+            hint = "Mount bpffs: mount -t bpf bpf /sys/fs/bpf."
+            if error.errno == errno.EPERM and os.path.ismount(os.path.dirname(pins)):
+                hint = "The pins policy lets its owner alone make pins there: restrict pins status."
+            raise system_error(
+                "no directory for the pins", error, "mkdir", hint=hint, path=path
+            ) from None
 
 
 def _pinned(path: str, kind: str) -> int | None:
@@ -194,8 +182,8 @@ class _Installation:
                 if name == STATUS:
                     os.chmod(path, 0o444)
 
-    def guard(self, obj: Object, values: Globals, owner: int | None) -> None:
-        """Tell the guard what it guards and for whom."""
+    def guard(self, obj: Object, values: Globals, owner: int, ticks: int) -> None:
+        """Tell the guard what it guards and for whom: tgid and start time, 0 for administrators."""
         programs: set[int] = set()
         maps = {obj.maps[name].id for name in _MAPS}
         for link in self.links.values():
@@ -205,14 +193,17 @@ class _Installation:
         values.set_ids("guard_map_ids", sorted(maps))
         values.set_ids("guard_program_ids", sorted(programs))
         values.set_ids("guard_link_ids", sorted(link.id for link in self.links.values()))
-        values.set("administrators", int(owner is None))
-        ticks = 0 if owner is None or owner == 1 else start_ticks(owner)
+        values.set("administrators", int(not owner))
         values.set("owner_start_ticks", ticks)
-        values.set("owner_tgid", owner or 0)
+        values.set("owner_tgid", owner)
 
     def undo(self) -> None:
+        """What was made goes; the error that made it fail is the one to be told."""
         for path in reversed(self.made):
-            _unlink(path)
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
         for link in self.links.values():
             link.close()
         if self.pins is not None:
@@ -239,9 +230,11 @@ def install(
     then.
     """
     work = _Installation(pins)
-    if pins is None and owner is None:
-        owner = os.getpid()
+    if owner is None:
+        owner = 0 if pins is not None else os.getpid()
     try:
+        # Before anything is touched: a policy that is in force may not lose its owner half-way.
+        ticks = ticks_of(owner) if owner else 0
         places = offsets_of(plan.variables, GLOBALS)
         obj = work.load(plan)
         work.attach(obj)
@@ -253,7 +246,7 @@ def install(
         try:
             with result.globals() as values:
                 values.set("audit", int(audit))
-                work.guard(obj, values, owner)
+                work.guard(obj, values, owner, ticks)
                 values.set("armed", 1)
         except BaseException:
             result.close()
@@ -263,9 +256,9 @@ def install(
         if isinstance(error, PybpfError):
             raise error.at(policy="userns") from None
         if isinstance(error, OSError):
-            raise KernelError(
-                f"the policy cannot be installed: {error.strerror}.",
-                errno=error.errno or 0, call="open", policy="userns", path=error.filename,
+            raise system_error(
+                "the policy cannot be installed", error, "open", policy="userns",
+                path=error.filename,
             ) from None  # fmt: skip
         raise
     finally:
@@ -297,12 +290,15 @@ def open_pinned(pins: str = PINS) -> Userns | None:
     return result
 
 
-def pinned_links(pins: str = PINS) -> Iterator[str]:
-    """Names of the programs whose links are pinned."""
+def pinned_links(pins: str = PINS) -> list[str]:
+    """Names of the programs whose links are pinned. Raises KernelError."""
+    folder = f"{pins}/programs"
     try:
-        yield from sorted(os.listdir(f"{pins}/programs"))
-    except FileNotFoundError:
-        return
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise system_error("the pins cannot be listed", error, "readdir", path=folder) from None
 
 
 def uninstall(pins: str = PINS, *, timeout: float = 5.0) -> bool:
@@ -325,15 +321,15 @@ def uninstall(pins: str = PINS, *, timeout: float = 5.0) -> bool:
         for folder in (f"{pins}/programs", f"{pins}/maps"):
             try:
                 names = os.listdir(folder)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             for name in names:
                 found = _unlink(f"{folder}/{name}") or found
         found = _unlink(f"{pins}/status") or found
     except OSError as error:
-        raise KernelError(
-            f"the policy's pins cannot be removed: {error.strerror}.",
-            errno=error.errno or 0, call="unlink", path=error.filename, policy="userns",
+        raise system_error(
+            "the policy's pins cannot be removed", error, "unlink", path=error.filename,
+            policy="userns",
         ) from None  # fmt: skip
     _remove_folders(pins)
     left = wait_released(links, timeout, programs=programs)

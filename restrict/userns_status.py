@@ -7,7 +7,7 @@ The iterator that is pinned beside the maps prints it, as fsaccess' does (restri
 from __future__ import annotations
 
 from restrict.errors import KernelError, RestrictError
-from restrict.fsaccess import read_status
+from restrict.policy import read_status
 from restrict.release import existing
 from restrict.status import parse
 from restrict.userns_pins import PINS

@@ -14,6 +14,7 @@ from pybpf import elf
 from restrict import abi, cli, pins, pins_status
 from restrict.errors import RestrictError
 from restrict.events import Event
+from restrict.guard import ticks_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADER = (ROOT / "bpf/include/pins.h").read_text()
@@ -101,7 +102,7 @@ def test_an_owner_that_is_not_the_same_process_is_nobody() -> None:
 
     assert not pins_status._alive(os.getpid(), 1)
     assert not pins_status._alive(0, 0)
-    assert pins_status._alive(os.getpid(), pins._ticks(os.getpid()))
+    assert pins_status._alive(os.getpid(), ticks_of(os.getpid()))
 
 
 def test_events_have_the_names_of_their_policy() -> None:

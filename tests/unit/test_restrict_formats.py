@@ -142,7 +142,7 @@ def test_device_numbers() -> None:
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 128, "a\0b"])
 def test_device_names_are_checked(name: str) -> None:
     with pytest.raises(ConfigError):
-        devmapper._check_name(name, "name", 128)
+        devmapper._check_name(name)
 
 
 def test_a_missing_device_mapper_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 
 from restrict import release, userns_pins, userns_status
 from restrict import userns as names_of
+from restrict.policy import default_plan
 from tests.vm import probes_bpf, userns
 from tests.vm.outcome import ALLOWED, refused
 from tests.vm.probes import attempt
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROGRAMS", "add_to", "restrict"]
 
-PROGRAMS = len(userns_pins.load_plan(userns_pins.default_plan()).programs)
+PROGRAMS = len(userns_pins.load_plan(default_plan("userns")).programs)
 _CASES: list[Callable[[Guest], None]] = []
 
 
