@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 
-from pybpf.btf.consts import KIND_DECL_TAG, KIND_FUNC
+from pybpf.btf.consts import KIND_DECL_TAG
 from pybpf.btf.ext import BtfExt
 from pybpf.btf.model import Btf
 from pybpf.elf import sections
@@ -21,7 +21,6 @@ from pybpf.elf.image import (
     Section,
     Symbol,
 )
-from pybpf.record import replace
 from pybpf.spec import (
     NO_CALLBACK,
     CoreRelo,
@@ -34,7 +33,7 @@ from pybpf.spec import (
 )
 from pybpf.sys import abi
 
-__all__ = ["MapTable", "read_functions", "read_programs"]
+__all__ = ["TEXT", "MapTable", "read_functions", "read_programs"]
 
 TEXT = ".text"
 _CALL = 0x85  # BPF_JMP | BPF_CALL
@@ -60,6 +59,7 @@ class MapTable:
 
 # Records are made by the hundred thousand: without the checks of calling their class.
 _ref = tuple.__new__
+_Reference = tuple[str, str, int, int]  # the fields of a Ref behind its slot
 
 
 class _Code:
@@ -137,7 +137,8 @@ class _Reader:
         self.insn = struct.Struct(self.order + "BBhi").unpack_from
         # Relocations mostly come in order: the functions asked for last, and their bytes.
         self._held: tuple[int, int, int, list[int]] = (-1, 0, 0, [])
-        self._targets: dict[tuple[int, int], int] = {}
+        # What instructions refer to, by their bytes and symbol: calls of one function are alike.
+        self._references: dict[tuple[bytes, int], _Reference] = {}
         text = image.by_name.get(TEXT)
         self.text = self.codes.get(text.number) if text is not None else None
 
@@ -165,7 +166,7 @@ class _Reader:
                     section=code.section.name,
                     offset=symbol.value,
                     insns=insns,
-                    refs=tuple(ref for _, ref in sorted(refs[number].items())),
+                    refs=tuple(map(refs[number].__getitem__, sorted(refs[number]))),
                     type_id=types.get(number, 0),
                     lines=tuple(lines[number]),
                     core=tuple(core[number]),
@@ -197,32 +198,34 @@ class _Reader:
         self, code: _Code, relocation: Relocation, refs: dict[int, dict[int, Ref]]
     ) -> None:
         offset, symbol, _ = relocation
-        if offset % 8 or offset + 8 > len(code.data):
+        insn = code.data[offset : offset + 8]
+        if offset % 8 or len(insn) < 8:
             raise self.image.error(
                 f"a relocation at byte {offset} hits no instruction.", section=code.section.name
             )
-        holders = self.covering(code, offset)
         # A weak function that a static linker replaced leaves its code and relocations behind.
-        if not holders:
-            return
-        for number in holders:
+        for number in self.covering(code, offset):
             slot = (offset - self.symbols[number].value) // 8
-            try:
-                refs[number][slot] = self.reference(code, offset, slot, symbol)
-            except KeyError:
-                section = self.image.sections
-                where = section[symbol.section].name if symbol.section < len(section) else "?"
-                raise self.image.error(
-                    f"it refers to {symbol.name!r} in section {where!r}, which holds neither maps "
-                    "nor data nor functions that can be called.",
-                    program=self.symbols[number].name,
-                    section=code.section.name,
-                    insn=slot,
-                ) from None
+            place = insn, symbol.number
+            found = self._references.get(place)
+            if found is None:
+                try:
+                    found = self._references[place] = self.reference(code, insn, slot, symbol)
+                except KeyError:
+                    section = self.image.sections
+                    where = section[symbol.section].name if symbol.section < len(section) else "?"
+                    raise self.image.error(
+                        f"it refers to {symbol.name!r} in section {where!r}, which holds neither "
+                        "maps nor data nor functions that can be called.",
+                        program=self.symbols[number].name,
+                        section=code.section.name,
+                        insn=slot,
+                    ) from None
+            refs[number][slot] = _ref(Ref, (slot, *found))
 
-    def reference(self, code: _Code, offset: int, slot: int, symbol: Symbol) -> Ref:
+    def reference(self, code: _Code, insn: bytes, slot: int, symbol: Symbol) -> _Reference:
         """What an instruction refers to; KeyError if that is nothing BPF can refer to."""
-        opcode, regs, _, imm = self.insn(code.data, offset)
+        opcode, regs, _, imm = self.insn(insn)
         if opcode not in (_CALL, _LDIMM64):
             raise self.image.error(
                 f"instruction {slot} (opcode {opcode:#04x}) cannot refer to symbol "
@@ -230,46 +233,43 @@ class _Reader:
                 section=code.section.name,
             )
         if not symbol.section and symbol.undefined:
-            return _ref(Ref, (slot, "extern", self.externs[symbol.name].name, 0, -1))
+            return "extern", self.externs[symbol.name].name, 0, -1
         if opcode == _CALL:
             if self.source(regs) != abi.BPF_PSEUDO_CALL:
                 raise KeyError(symbol.name)
-            return self.subprogram(slot, "call", symbol, symbol.value + 8 * (imm + 1))
+            return self.subprogram("call", symbol, symbol.value + 8 * (imm + 1))
         if self.text is not None and symbol.section == self.text.section.number:
-            return self.subprogram(slot, "func", symbol, symbol.value + imm)
+            return self.subprogram("func", symbol, symbol.value + imm)
         if symbol.section == self.maps.tables:
-            return Ref(slot, "table", symbol.name, symbol.value)
+            return "table", symbol.name, symbol.value, -1
         name = self.maps.definitions.get((symbol.section, symbol.value))
         if name is not None:
-            return _ref(Ref, (slot, "map", name, 0, -1))
+            return "map", name, 0, -1
         data = self.maps.data.get(symbol.section)
         if data is not None:
-            return _ref(Ref, (slot, "data", data.name, symbol.value + imm, -1))
+            return "data", data.name, symbol.value + imm, -1
         sections_ = self.image.sections
         if (
             self.maps.arena is not None
             and symbol.section < len(sections_)
             and sections_[symbol.section].name == ARENA_SECTION
         ):
-            return Ref(slot, "data", self.maps.arena, symbol.value + imm)
+            return "data", self.maps.arena, symbol.value + imm, -1
         raise KeyError(symbol.name)
 
-    def subprogram(self, slot: int, kind: str, symbol: Symbol, offset: int) -> Ref:
+    def subprogram(self, kind: str, symbol: Symbol, offset: int) -> _Reference:
         """A reference to the subprogram at byte ``offset`` of .text, where subprograms live."""
         if self.text is None or symbol.section != self.text.section.number or offset % 8:
             raise KeyError(symbol.name)
-        return self.target(slot, kind, self.text, offset)
+        return self.target(kind, self.text, offset)
 
-    def target(self, slot: int, kind: str, code: _Code, offset: int) -> Ref:
+    def target(self, kind: str, code: _Code, offset: int) -> _Reference:
         """A reference to the function at a byte of a section. Where there is none the reference
         keeps the place: linking a program that needs it fails, other programs may be fine."""
-        place = (code.section.number, offset)
-        number = self._targets.get(place)
-        if number is None:
-            number = self._targets[place] = code.containing(offset, self.sizes)
+        number = code.containing(offset, self.sizes)
         if number < 0:
-            return Ref(slot, kind, code.section.name, offset, -1)
-        return _ref(Ref, (slot, kind, self.symbols[number].name, 0, number))
+            return kind, code.section.name, offset, -1
+        return kind, self.symbols[number].name, 0, number
 
     def local_calls(self, code: _Code, symbol: Symbol, insns: bytes, refs: dict[int, Ref]) -> None:
         """Calls within one section need no relocation: their distance is in the instruction."""
@@ -281,10 +281,9 @@ class _Reader:
                 skip = False
             elif opcode == _LDIMM64:
                 skip = True
-            elif opcode == _CALL and self.source(regs) == abi.BPF_PSEUDO_CALL and slot not in refs:
-                refs[slot] = self.target(
-                    slot, "call", code, symbol.value + 8 * (slot + imm + 1)
-                )
+            elif opcode == _CALL and slot not in refs and self.source(regs) == abi.BPF_PSEUDO_CALL:
+                target = self.target("call", code, symbol.value + 8 * (slot + imm + 1))
+                refs[slot] = Ref(slot, *target)
 
     def extra(
         self, btf: Btf | None
@@ -328,12 +327,7 @@ def read_functions(
     externs: dict[str, ExternSpec],
 ) -> list[FunctionSpec]:
     """All functions of the object, by section and offset. Raises FormatError."""
-    functions = _Reader(image, maps, externs, ext).read(btf)
-    names = {f.name for f in functions if f.global_}
-    # BTF for a weak function that lost against another names the winner's prototype too.
-    if btf is not None and ext is None and names:
-        functions = [replace(f, type_id=(btf.find(f.name, KIND_FUNC) or [0])[0]) for f in functions]
-    return functions
+    return _Reader(image, maps, externs, ext).read(btf)
 
 
 def read_programs(

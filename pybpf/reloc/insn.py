@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from pybpf.sys import abi
+
 __all__ = ["CALL", "LDIMM64", "Code"]
 
 CALL = 0x85  # BPF_JMP | BPF_CALL
@@ -22,6 +24,7 @@ class Code:
         self.raw = bytearray(insns)
         self.little = byteorder == "little"
         self._order = "<" if self.little else ">"
+        self._put_imm = struct.Struct(self._order + "i").pack_into
 
     def __len__(self) -> int:
         return len(self.raw) // 8
@@ -49,6 +52,12 @@ class Code:
             self.raw[8 * slot + 1] = register << 4 | (regs & 15)
         else:
             self.raw[8 * slot + 1] = (regs & 0xF0) | register
+
+    def set_call(self, slot: int, start: int) -> None:
+        """Let a call, or a load of a function's address, mean the function at slot ``start``."""
+        if self.raw[8 * slot] == LDIMM64:
+            self.set_source(slot, abi.BPF_PSEUDO_FUNC)
+        self._put_imm(self.raw, 8 * slot + 4, start - slot - 1)
 
     def set_wide(self, slot: int, value: int) -> None:
         """Set the 64-bit immediate of a two-slot load."""

@@ -15,12 +15,13 @@ from __future__ import annotations
 from pybpf.errors import RelocationError
 from pybpf.reloc.insn import Code
 from pybpf.spec import NO_CALLBACK, CoreRelo, LineInfo, ObjectSpec, ProgramSpec, Ref
-from pybpf.sys import abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
+
+    Row = TypeVar("Row", Ref, LineInfo, CoreRelo)
 
 __all__ = ["Linked", "Linker", "Tail", "link"]
 
@@ -71,15 +72,14 @@ class Linked:
         return [(self.entry, 0), *((n, base + start) for n, start in self.tail.functions)]
 
     @property
-    def own_refs(self) -> list[Ref]:
+    def own_refs(self) -> Sequence[Ref]:
         """What is left to resolve in the entry function: map, data and extern references."""
         return _unlinked(self._spec.functions[self.entry].refs, 0)
 
     @property
     def refs(self) -> list[Ref]:
         """What is left to resolve, in order of slots."""
-        base = self.base
-        return [*self.own_refs, *(Ref(ref[0] + base, *ref[1:]) for ref in self.tail.refs)]
+        return [*self.own_refs, *_moved(self.tail.refs, self.base)]
 
     @property
     def func_info(self) -> list[tuple[int, int]]:
@@ -94,8 +94,7 @@ class Linked:
         functions = self._spec.functions
         out: list[LineInfo] = []
         for number, start in self.functions:
-            rows = functions[number].lines
-            out.extend(LineInfo(r[0] + start, *r[1:]) for r in rows) if start else out.extend(rows)
+            out += _moved(functions[number].lines, start)
         return out
 
     @property
@@ -104,18 +103,18 @@ class Linked:
         functions = self._spec.functions
         out: list[CoreRelo] = []
         for number, start in self.functions:
-            rows = functions[number].core
-            out.extend(CoreRelo(r[0] + start, *r[1:]) for r in rows) if start else out.extend(rows)
+            out += _moved(functions[number].core, start)
         return out
 
 
-def _unlinked(refs: tuple[Ref, ...], start: int) -> list[Ref]:
+def _moved(rows: Sequence[Row], start: int) -> Sequence[Row]:
+    """Records, whose first field is a slot, moved by ``start`` slots."""
+    return [row.__class__(row[0] + start, *row[1:]) for row in rows] if start and rows else rows
+
+
+def _unlinked(refs: tuple[Ref, ...], start: int) -> Sequence[Ref]:
     """The references that linking leaves, moved by ``start`` slots."""
-    return [
-        Ref(ref.insn + start, *ref[1:]) if start else ref
-        for ref in refs
-        if ref.kind not in ("call", "func")
-    ]
+    return _moved([ref for ref in refs if ref.kind not in ("call", "func")], start)
 
 
 class Linker:
@@ -144,9 +143,9 @@ class Linker:
         raw = bytearray(insns)
         raw += tail.code
         linked = Linked(self.spec, entry, Code(raw, self.spec.byteorder), base, tail)
+        set_call, starts = linked.code.set_call, tail.starts
         for slot, number in calls:
-            start = 0 if number == entry else base + tail.starts[number]
-            _patch_call(linked.code, slot, start)
+            set_call(slot, 0 if number == entry else base + starts[number])
         return linked
 
     def behind(self, program: ProgramSpec) -> Tail:
@@ -226,7 +225,7 @@ class Linker:
         for slot, number in calls:
             if number == entry:
                 shared = False
-            _patch_call(code, slot, -base if number == entry else starts[number])
+            code.set_call(slot, -base if number == entry else starts[number])
         out.code = bytes(code.raw)
         if shared and self._kept + len(out.code) <= _KEPT:
             self._kept += len(out.code)
@@ -238,12 +237,6 @@ def _too_large(program: ProgramSpec) -> RelocationError:
     return RelocationError(
         f"with its subprograms it has more than {_MAX_INSNS} instructions.", program=program.name
     )
-
-
-def _patch_call(code: Code, slot: int, start: int) -> None:
-    if code.opcode(slot) == 0x18:
-        code.set_source(slot, abi.BPF_PSEUDO_FUNC)
-    code.set_imm(slot, start - slot - 1)
 
 
 def link(spec: ObjectSpec, program: ProgramSpec) -> Linked:

@@ -42,6 +42,20 @@ def programs() -> bytes:
     return elf.build()
 
 
+def calls() -> bytes:
+    """500 programs, each of which calls all of 1,000 subprograms: 12 MB, 500,000 relocations."""
+    elf = ElfWriter()
+    text = elf.code(".text", RETURN_0 * 1000)
+    for i in range(1000):
+        elf.function(f"sub{i}", text, 16 * i, 16)
+    section = elf.code("xdp", (call() * 1000 + RETURN_0) * 500)
+    for i in range(500):
+        elf.function(f"p{i}", section, 8016 * i, 8016)
+        for k in range(1000):
+            elf.relocate(section, 8016 * i + 8 * k, 1 + k)
+    return elf.build()
+
+
 def sections() -> bytes:
     """5,000 programs, a section each."""
     elf = ElfWriter()
@@ -168,8 +182,8 @@ def measured(make: Callable[[], bytes]) -> tuple[float, int, str | None]:
 
 @pytest.mark.parametrize(
     ("make", "number"),
-    [(programs, 5000), (sections, 5000), (one_program, 1), (types, 1), (callbacks, 1500),
-     (zeroes, 1)],
+    [(programs, 5000), (calls, 500), (sections, 5000), (one_program, 1), (types, 1),
+     (callbacks, 1500), (zeroes, 1)],
 )  # fmt: skip
 def test_large_objects(make: Callable[[], bytes], number: int) -> None:
     seconds, loaded, error = measured(make)
