@@ -6,6 +6,10 @@ This module imports nothing: the executor in an initramfs uses it too.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
 __all__ = [
     "CompileError",
     "FormatError",
@@ -40,6 +44,12 @@ class PybpfError(Exception):
         outer = {k: v for k, v in where.items() if v is not None and k not in self.where}
         self.where = {**outer, **self.where}
         return self
+
+    def again(self) -> Self:
+        """A copy, for an error that is kept and raised more than once: at() changes it."""
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        return other
 
     def __str__(self) -> str:
         place = ", ".join(f"{k} {v}" for k, v in self.where.items())

@@ -32,7 +32,7 @@ class Bodies:
         if done is None:
             done = self._done[number] = self._relocate(function)
         if isinstance(done, PybpfError):
-            raise done
+            raise done.again()  # for each program that calls it
         return done[0]
 
     def outcomes(self, number: int) -> list[Outcome]:

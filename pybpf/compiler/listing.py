@@ -58,7 +58,6 @@ class Listing:
 
     def as_json(self, path: str) -> dict[str, Any]:
         """The object of the command contract of ``pybpf relocate --json``."""
-        errors = [p for p in self.programs if p.error is not None]
         declared = len(self.spec.maps)
         tables = [_map_json(m) for m in self.maps[declared:]]
         return {
@@ -73,7 +72,7 @@ class Listing:
                     "expected_attach_type": p.program.expected_attach_type,
                     "prog_flags": p.program.flags,
                     "autoload": p.program.autoload,
-                    "error": str(p.error) if p in errors else None,
+                    "error": str(p.error) if p.error is not None else None,
                     "insns": p.insns.hex(),
                 }
                 for p in self.programs
@@ -123,7 +122,7 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
                 found = exc
             resolved[extern.name] = found
         if isinstance(found, RelocationError):
-            raise RelocationError(found.message, hint=found.hint, extern=extern.name)
+            raise found.again().at(extern=extern.name)
         return found
 
     relocated = Bodies(spec, target)
@@ -136,7 +135,7 @@ def listing(spec: ObjectSpec, target: Target) -> Listing:
         try:
             unfit = struct_ops.errors.get(struct_ops.users.get(program.name, ""))
             if unfit is not None:
-                raise unfit
+                raise unfit.again()
             linked = entry.linked = linker.link(program)
             binding = FixedBinding(
                 spec, lookup, handles, target.address, MAP_MARK | len(maps), arena_at_end=at_end

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from pybpf.btf.consts import KIND_FUNC_PROTO, KIND_PTR, KIND_STRUCT
-from pybpf.btf.model import Btf, Member, essential_name
+from pybpf.btf.consts import KIND_FUNC_PROTO, KIND_PTR, KIND_STRUCT, kind_name
+from pybpf.btf.model import Btf, Member, Type, essential_name
 from pybpf.compiler.target import Target
 from pybpf.errors import PybpfError, RelocationError
 from pybpf.record import replace
-from pybpf.spec import MapSpec, ObjectSpec
+from pybpf.spec import MapSpec, ObjectSpec, ProgramSpec
 from pybpf.sys import abi
 
 TYPE_CHECKING = False
@@ -56,28 +56,23 @@ class StructOps:
 def fit(spec: ObjectSpec, target: Target) -> StructOps:
     """Fit every struct_ops map of ``spec`` that is to be created to the kernel's types."""
     out = StructOps(spec)
+    placed: dict[str, tuple[str, int]] = {}
     for found in spec.maps.values():
         if not found.struct_ops or not found.autocreate:
             continue
         for _, program in found.members:
             out.users.setdefault(program, found.name)
         try:
-            fitted = out.maps[found.name] = _fit(spec, found, target)
+            kernel = _find(spec, found, target)
+            flags = found.flags | (abi.BPF_F_VTYPE_BTF_OBJ_FD if kernel.module else 0)
+            changed = replace(found, value_size=kernel.value_type.size_or_type, flags=flags)
+            spec = replace(spec, maps={**spec.maps, found.name: changed})
+            fitted = out.maps[found.name] = _fill(spec, found, kernel)
+            programs = _placed(spec, fitted, placed)
         except PybpfError as exc:
             out.errors[found.name] = exc.at(map=found.name)
             continue
-        flags = found.flags | (abi.BPF_F_VTYPE_BTF_OBJ_FD if fitted.module else 0)
-        changed = {found.name: replace(found, value_size=len(fitted.data), flags=flags)}
-        programs = {
-            name: replace(spec.programs[name], expected_attach_type=index)
-            for name, _, index in fitted.programs
-            if name in spec.programs
-        }
-        spec = replace(
-            spec,
-            maps={**spec.maps, **changed},
-            programs={**spec.programs, **programs},
-        )
+        spec = replace(spec, programs={**spec.programs, **programs})
     # A program that only maps left out use is not loaded either.
     idle = {
         program
@@ -95,12 +90,20 @@ def fit(spec: ObjectSpec, target: Target) -> StructOps:
     return out
 
 
-def _fit(spec: ObjectSpec, found: MapSpec, target: Target) -> Fitted:
+class _Kernel(NamedTuple):
+    """The kernel's structs for one map: ``outer`` is the member of value_type that is a type."""
+
+    btf: Btf
+    module: str | None
+    value_type: Type
+    outer: Member
+    type: Type
+
+
+def _find(spec: ObjectSpec, found: MapSpec, target: Target) -> _Kernel:
     assert spec.btf is not None
-    local = spec.btf.type(found.value_type_id)
-    name = essential_name(local.name)
-    types = target.types()
-    value = types.find(PREFIX + name, KIND_STRUCT)
+    name = essential_name(spec.btf.type(found.value_type_id).name)
+    value = target.types().find(PREFIX + name, KIND_STRUCT)
     if value is None:
         raise RelocationError(
             f"the kernel has no struct {PREFIX}{name}: it takes no BPF in place of struct {name}.",
@@ -109,23 +112,22 @@ def _fit(spec: ObjectSpec, found: MapSpec, target: Target) -> Fitted:
         ).numbered(3)
     kernel, resolved = value
     value_type = kernel.type(resolved.id)
-    inner = next(
-        (
-            (m, t)
-            for m in value_type.members
-            if (t := kernel.skip(m.type)).kind == KIND_STRUCT and t.name == name
-        ),
-        None,
-    )
-    if inner is None:
-        raise RelocationError(f"the kernel's struct {PREFIX}{name} does not hold a struct {name}.")
-    outer, kernel_type = inner
-    theirs = {m.name: (index, m) for index, m in enumerate(kernel_type.members)}
-    base = outer.bit_offset // 8
-    data = bytearray(value_type.size_or_type)
+    for outer in value_type.members:
+        inner = kernel.skip(outer.type)
+        if inner.kind == KIND_STRUCT and inner.name == name:
+            return _Kernel(kernel, resolved.module, value_type, outer, inner)
+    raise RelocationError(f"the kernel's struct {PREFIX}{name} does not hold a struct {name}.")
+
+
+def _fill(spec: ObjectSpec, found: MapSpec, kernel: _Kernel) -> Fitted:
+    assert spec.btf is not None
+    name = kernel.type.name
+    theirs = {m.name: (index, m) for index, m in enumerate(kernel.type.members)}
+    base = kernel.outer.bit_offset // 8
+    data = bytearray(kernel.value_type.size_or_type)
     programs = []
     members = dict(found.members)
-    for member in local.members:
+    for member in spec.btf.type(found.value_type_id).members:
         at = member.bit_offset // 8
         size = spec.btf.size(member.type)
         mine = (found.data or b"")[at : at + size]
@@ -139,25 +141,44 @@ def _fit(spec: ObjectSpec, found: MapSpec, target: Target) -> Fitted:
             continue
         index, other = theirs[member.name]
         place = base + other.bit_offset // 8
-        if spec.btf.skip(member.type).kind == KIND_PTR:
+        kind, wanted = spec.btf.skip(member.type).kind, kernel.btf.skip(other.type).kind
+        if kind != wanted:
+            raise RelocationError(
+                f"member {member.name!r} is of kind {kind_name(kind)}, in the kernel's struct "
+                f"{name} of kind {kind_name(wanted)}."
+            ).numbered(_NOT_SUPPORTED)
+        if kind == KIND_PTR:
             if program is not None:
-                _check_pointer(kernel, other, name)
+                _check_pointer(kernel.btf, other, name)
                 programs.append((program, place, index))
             continue
-        if other.bit_size or member.bit_size or kernel.size(other.type) != size:
+        if other.bit_size or member.bit_size or kernel.btf.size(other.type) != size:
             raise RelocationError(
                 f"member {member.name!r} has {size} bytes, in the kernel's struct {name} another "
                 "size."
             ).numbered(_NOT_SUPPORTED)
         data[place : place + size] = mine
-    return Fitted(
-        name, kernel_type.id, PREFIX + name, resolved.module, bytes(data), tuple(programs)
-    )
+    return Fitted(name, kernel.type.id, PREFIX + name, kernel.module, bytes(data), tuple(programs))
+
+
+def _placed(
+    spec: ObjectSpec, fitted: Fitted, placed: dict[str, tuple[str, int]]
+) -> dict[str, ProgramSpec]:
+    """The programs of a map, each for its member; placed: those of earlier maps."""
+    out = {}
+    for name, _, index in fitted.programs:
+        if placed.setdefault(name, (fitted.type, index)) != (fitted.type, index):
+            raise RelocationError(
+                "a program that is in two maps must be the same member of the same struct in both.",
+                program=name,
+            )
+        if name in spec.programs:
+            out[name] = replace(spec.programs[name], expected_attach_type=index)
+    return out
 
 
 def _check_pointer(kernel: Btf, member: Member, name: str) -> None:
-    pointer = kernel.skip(member.type)
-    if pointer.kind != KIND_PTR or kernel.skip(pointer.type).kind != KIND_FUNC_PROTO:
+    if kernel.skip(kernel.skip(member.type).type).kind != KIND_FUNC_PROTO:
         raise RelocationError(
             f"member {member.name!r} of the kernel's struct {name} is no pointer to a function."
         ).numbered(_NOT_SUPPORTED)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from pybpf.plan import ops
 from pybpf.plan.explain import to_text
 from pybpf.plan.frozen import from_bytes, to_bytes
 from pybpf.plan.kconfig import contents, parse_config, parse_release
+from pybpf.record import replace
 from pybpf.spec import ObjectSpec
 
 OBJECTS = Path(__file__).parent.parent / "objects"
@@ -388,9 +391,7 @@ def _tcp(*, undo_first: bool = False, name_size: int = 16, with_control: bool = 
     array = w.add_array(char, char, name_size)
     order = ["undo_cwnd", "ssthresh"] if undo_first else ["ssthresh", "undo_cwnd"]
     members = [(n, pointer, 64 * i) for i, n in enumerate([*order, "cong_avoid"])]
-    control = w.add_struct(
-        "tcp_congestion_ops", 24 + name_size, [*members, ("name", array, 192)]
-    )
+    control = w.add_struct("tcp_congestion_ops", 24 + name_size, [*members, ("name", array, 192)])
     if with_control:
         w.add_struct("bpf_struct_ops_tcp_congestion_ops", 64 + 24 + name_size,
                      [("common", pointer, 0), ("data", control, 512)])  # fmt: skip
@@ -454,3 +455,52 @@ def test_struct_ops_without_a_link() -> None:
     assert set(plan.links) == {"test_control"}
     assert from_bytes(to_bytes(plan)) == plan
     assert "into force until the value is deleted" in to_text(plan)
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (lambda w, pointer: w.add_int("long", 8), "is of kind ptr, in the kernel's .* int"),
+        (lambda w, pointer: None, "has no member 'undo_cwnd', which is set"),
+    ],
+)
+def test_struct_ops_that_lack_a_member(member: Callable[..., int | None], words: str) -> None:
+    w = BtfWriter("little")
+    pointer = w.add_ptr(w.add_proto(0))
+    other = member(w, pointer)
+    char = w.add_int("char", 1, char=True)
+    name = w.add_array(char, char, 16)
+    members = [("ssthresh", pointer, 0), ("cong_avoid", pointer, 64), ("name", name, 192)]
+    if other is not None:
+        members.append(("undo_cwnd", other, 128))
+    control = w.add_struct("tcp_congestion_ops", 40, members)
+    w.add_struct("bpf_struct_ops_tcp_congestion_ops", 104,
+                 [("common", pointer, 0), ("data", control, 512)])  # fmt: skip
+    found = listing(read(OBJECTS / "struct_ops.bpf.o"), Target(btf=w.btf()))
+    # The kernel's size, as libbpf tells it, and each program's own error.
+    assert {m.name: m.value_size for m in found.maps}["test_control"] == 104
+    for program in found.programs:
+        assert program.error is not None
+        assert program.error.where["program"] == program.program.name
+        assert re.search(words, str(program.error))
+
+
+def test_a_program_in_two_struct_ops_maps_that_differ() -> None:
+    found = read(OBJECTS / "struct_ops.bpf.o")
+    control = found.maps["test_control"]
+    again = replace(control, name="again", members=(("undo_cwnd", "threshold"),))
+    both = replace(found, maps={**found.maps, "again": again})
+    with pytest.raises(RelocationError, match="in two maps must be the same member") as caught:
+        compile(both, _tcp())
+    assert (caught.value.where["map"], caught.value.where["program"]) == ("again", "threshold")
+
+
+def test_a_shared_subprogram_fails_in_the_name_of_each_program(spec: ObjectSpec) -> None:
+    wrong = next(c for f in spec.functions for c in f.core)._replace(access="0:99")
+    functions = (replace(f, core=(wrong,)) if f.name == "leaf" else f for f in spec.functions)
+    found = listing(replace(spec, functions=tuple(functions)), target())
+    failed = [p for p in found.programs if p.error is not None]
+    assert len(failed) > 1
+    for program in failed:
+        assert program.error is not None
+        assert program.error.where["program"] == program.program.name
