@@ -135,7 +135,7 @@ def _status(arguments: argparse.Namespace) -> int:
     elif found is None:
         print("fsaccess: not in force (nothing is pinned; a policy may still run unseen)")
     else:
-        print(status.text(found))
+        print(found.text())
     return 0 if found is not None and found.in_force else 1
 
 

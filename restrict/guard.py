@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self
 
-__all__ = ["COMMON", "GLOBALS", "Globals", "offsets_of", "start_ticks", "ticks_of"]
+__all__ = ["COMMON", "GLOBALS", "Globals", "is_alive", "offsets_of", "start_ticks", "ticks_of"]
 
 # name → size of one element; arrays are told by the Plan's size of the variable.
 GLOBALS = {
@@ -92,6 +92,14 @@ def ticks_of(pid: int) -> int:
         raise RestrictError(
             f"there is no process {pid}.", process=pid, hint="Give the number of a live one."
         ) from None
+
+
+def is_alive(pid: int, ticks: int) -> bool:
+    """Whether the process that started then (``ticks_of``) is still there; 0 is none."""
+    try:
+        return pid == 1 or (pid > 0 and start_ticks(pid) == ticks)
+    except (OSError, ValueError):
+        return False
 
 
 class Globals:

@@ -46,7 +46,7 @@ FOLDER = "/sys/fs/bpf/restrict"
 LABEL = "security.bpf.restrict"  # extended attribute of a guarded filesystem's root, 7.x
 MOST_FILESYSTEMS = 4
 STATUS, SYSCTL = "pins_status", "pins_sysctl"
-_GUARD, _PIN = "guard", "pins"
+_GUARD, STATUS_PIN = "guard", "pins"
 _KEPT_BY_PINS = 2  # enum policy_keep
 _MAPS = ("pins_ids", "counters", "events", ".bss")
 _GLOBALS = {**COMMON, "learn": 4, "strict": 4}
@@ -293,7 +293,7 @@ def _remove(path: str) -> None:
         names = []
     places = [f"{guard}/{name}" for name in sorted(names)]  # link_… before map_…
     try:
-        for place in (*places, f"{path}/{_PIN}"):
+        for place in (*places, f"{path}/{STATUS_PIN}"):
             try:
                 os.unlink(place)
             except FileNotFoundError:
@@ -322,7 +322,7 @@ def _pin_all(obj: Object, links: Mapping[str, Link], path: str) -> None:
             link.pin(f"{guard}/link_{name}")
     for name in _MAPS:
         obj.maps[name].pin(f"{path}/{_pin(name)}")
-    status = f"{path}/{_PIN}"
+    status = f"{path}/{STATUS_PIN}"
     links[STATUS].pin(status)
     try:
         os.chmod(status, 0o444)
@@ -369,7 +369,7 @@ def install(
         ticks = ticks_of(tgid) if tgid else 0
         places = offsets_of(plan.variables, _GLOBALS)
         mounted = filesystem(path)
-        if os.path.lexists(f"{path}/{_GUARD}") or os.path.lexists(f"{path}/{_PIN}"):
+        if os.path.lexists(f"{path}/{_GUARD}") or os.path.lexists(f"{path}/{STATUS_PIN}"):
             raise RestrictError("the pins policy is installed there already.", path=path)
 
         name = "load"

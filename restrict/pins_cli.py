@@ -81,7 +81,7 @@ def _status(arguments: argparse.Namespace) -> int:
     elif found is None:
         print("pins: not in force (nothing is pinned there)")
     else:
-        print(pins_status.text(found))
+        print(found.text())
     return 0 if found is not None and found.in_force else 1
 
 

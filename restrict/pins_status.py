@@ -1,106 +1,50 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the pins policy says of itself, for everybody: its pinned iterator, read as text.
-
-No map fd is needed (status.py says why that matters).
-"""
+"""What the pins policy says of itself, for everybody, without an fd of any of its maps."""
 
 from __future__ import annotations
 
 import os
 
-from restrict import status as _status
 from restrict.abi import PINS_KINDS
-from restrict.errors import RestrictError
-from restrict.guard import start_ticks
 from restrict.mounts import mounts
-from restrict.pins import FOLDER
-from restrict.policy import read_status
+from restrict.pins import FOLDER, STATUS_PIN
+from restrict.policy_status import PolicyStatus, device_number
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from restrict.status import Status
-
-__all__ = ["PinsStatus", "guarded", "read", "text"]
+__all__ = ["PinsStatus", "guarded", "read"]
 
 
-class PinsStatus:
-    """The policy's state. filesystems: user space's device numbers of what is guarded.
-    registered: {kind: ids} that others had registered.
-
-    attached: whether every link exists; None where listing links is not allowed.
+class PinsStatus(PolicyStatus):
+    """filesystems: user space's device numbers of what is guarded. registered: {kind: ids} that
+    the owner had registered, sorted.
     """
 
-    __slots__ = ("_common", "attached", "filesystems", "path", "registered")
+    __slots__ = ("filesystems", "registered")
+    POLICY = "pins"
 
-    def __init__(
-        self,
-        path: str,
-        common: Status,
-        filesystems: list[int],
-        registered: dict[str, list[int]],
-    ) -> None:
-        self.path = path
-        self.registered = registered
-        self._common = common
-        self.filesystems = filesystems
-        self.attached = _status._attached(common.guard["link"])
+    def __init__(self, text: str) -> None:
+        self.filesystems: list[int] = []
+        self.registered: dict[str, list[int]] = {kind: [] for kind in PINS_KINDS}
+        super().__init__(text)
+        for idents in self.registered.values():
+            idents.sort()
 
-    @property
-    def armed(self) -> bool:
-        return self._common.armed
-
-    @property
-    def audit(self) -> bool:
-        return self._common.audit
-
-    @property
-    def in_force(self) -> bool:
-        return self.armed and self.attached is not False
-
-    @property
-    def owner(self) -> int:
-        """tgid; 0: nobody."""
-        return self._common.owner
-
-    @property
-    def deputy(self) -> int:
-        return self._common.deputy
-
-    @property
-    def owner_alive(self) -> bool:
-        """Whether the very process that owns it lives; if not, nobody owns it until reboot."""
-        return _alive(self.owner, self._common.owner_start_ticks)
-
-    @property
-    def deputy_alive(self) -> bool:
-        return _alive(self.deputy, self._common.deputy_start_ticks)
-
-    @property
-    def guard(self) -> dict[str, list[int]]:
-        """The policy's own ids by kind."""
-        return {kind: sorted(idents) for kind, idents in self._common.guard.items()}
-
-    @property
-    def counters(self) -> dict[str, dict[str, int]]:
-        return self._common.counters
+    def line(self, words: list[str]) -> None:
+        """Take one line of bpf/pins/status.h."""
+        if words[0] == "filesystem":
+            self.filesystems.append(device_number(words[1]))
+        elif words[0].startswith("registered_"):
+            self.registered[words[0].removeprefix("registered_")].append(int(words[1]))
+        else:
+            super().line(words)
 
     def as_dict(self) -> dict[str, object]:
         return {
-            "in_force": self.in_force,
-            "armed": self.armed,
-            "mode": "audit" if self.audit else "deny",
-            "version": self._common.version,
-            "path": self.path,
-            "owner": self.owner,
-            "owner_alive": self.owner_alive,
-            "deputy": self.deputy or None,
+            **super().as_dict(),
             "filesystems": [
                 {"device": f"{os.major(dev)}:{os.minor(dev)}", "mounts": places}
                 for dev, places in self.places().items()
             ],
-            "guard": self.guard,
             "registered": self.registered,
-            "counters": self.counters,
         }
 
     def places(self) -> dict[int, list[str]]:
@@ -108,48 +52,26 @@ class PinsStatus:
         table = mounts()
         return {dev: [m.target for m in table if m.dev == dev] for dev in self.filesystems}
 
-
-def _alive(tgid: int, ticks: int) -> bool:
-    if tgid == 1:
-        return True
-    try:
-        return bool(tgid) and start_ticks(tgid) == ticks
-    except (OSError, ValueError):
-        return False
+    def text(self) -> str:
+        """The report for people."""
+        lines = [self.heading(), *self.owner_lines()]
+        for dev, places in self.places().items():
+            where = ", ".join(places) or "not mounted here"
+            lines.append(f"guards {os.major(dev)}:{os.minor(dev)}: {where}")
+        lines.append(
+            "registered: " + ", ".join(f"{len(v)} {k}s" for k, v in self.registered.items())
+        )
+        return "\n".join([*lines, self.guard_line(), *self.counter_lines()])
 
 
 def read(path: str = FOLDER) -> PinsStatus | None:
-    """The state of the policy installed at ``path``; None if there is none. RestrictError if
-    what is there cannot be read."""
-    file = f"{path}/pins"
-    found = read_status(file)
-    if found is None:
-        return None
-    try:
-        common = _status.parse(found)
-        devices, registered = _own_lines(found)
-    except (ValueError, KeyError):
-        raise RestrictError("its status cannot be read.", file=file) from None
-    except RestrictError as error:
-        raise error.at(file=file) from None
-    return PinsStatus(path, common, devices, registered)
-
-
-def _own_lines(found: str) -> tuple[list[int], dict[str, list[int]]]:
-    """The lines that only this policy has."""
-    devices = []
-    registered: dict[str, list[int]] = {kind: [] for kind in PINS_KINDS}
-    for line in found.splitlines():
-        key, _, value = line.partition(" ")
-        if key == "filesystem":
-            devices.append(_status._dev(value))
-        elif key.startswith("registered_"):
-            registered[key.removeprefix("registered_")].append(int(value))
-    return devices, {kind: sorted(idents) for kind, idents in registered.items()}
+    """The state of the policy installed at ``path``; None if there is none. RestrictError."""
+    return PinsStatus.at(f"{path}/{STATUS_PIN}")
 
 
 def guarded(path: str, *, folder: str = FOLDER) -> bool:
-    """Whether ``path`` is on a filesystem that an armed, denying pins policy guards."""
+    """Whether ``path`` is on a filesystem that an armed, denying pins policy guards. Raises
+    RestrictError, and OSError where ``path`` cannot be looked at."""
     found = read(folder)
     return (
         found is not None
@@ -157,29 +79,3 @@ def guarded(path: str, *, folder: str = FOLDER) -> bool:
         and not found.audit
         and os.stat(path).st_dev in found.filesystems
     )
-
-
-def text(status: PinsStatus) -> str:
-    """The report for people."""
-    state = "armed" if status.armed else "not armed"
-    if status.armed and status.attached is False:
-        state = "NOT in force: not all of its programs are attached"
-    elif status.armed and status.audit:
-        state += ", audit: would-be denials are reported and allowed"
-    owner = f"process {status.owner}"
-    if not status.owner_alive:
-        owner = "nobody, until the machine is started again"
-    lines = [f"pins: {state}", f"owner: {owner}"]
-    if status.deputy and status.deputy_alive:
-        lines.append(f"deputy: process {status.deputy}")
-    for dev, places in status.places().items():
-        where = ", ".join(places) or "not mounted here"
-        lines.append(f"guards {os.major(dev)}:{os.minor(dev)}: {where}")
-    lines.append("registered: " + ", ".join(f"{len(v)} {k}s" for k, v in status.registered.items()))
-    for name, values in status.counters.items():
-        if values.get("denied") or values.get("audited"):
-            lines.append(
-                f"  {name}: {values['denied']} denied, {values['audited']} audited, "
-                f"{values['dropped']} events dropped"
-            )
-    return "\n".join(lines)

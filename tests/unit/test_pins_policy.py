@@ -14,7 +14,6 @@ from pybpf import elf
 from restrict import abi, cli, pins, pins_status
 from restrict.errors import RestrictError
 from restrict.events import Event
-from restrict.guard import ticks_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADER = (ROOT / "bpf/include/pins.h").read_text()
@@ -83,26 +82,29 @@ def test_no_probe_read() -> None:
 
 
 def test_status() -> None:
-    from restrict import status
-
-    found = pins_status.PinsStatus("/x", status.parse(STATUS), *pins_status._own_lines(STATUS))
+    found = pins_status.PinsStatus(STATUS)
     assert found.filesystems == [41]
     assert found.registered == {"map": [], "program": [], "link": [7, 8]}
     assert found.armed
     assert (found.owner, found.owner_alive) == (1, True)
-    assert found.guard == {"map": [9], "program": [], "link": [11, 12]}
-    text = pins_status.text(found)
+    assert found.guard == {"map": [9], "program": [], "link": [12, 11]}
+    text = found.text()
     assert "owner: process 1" in text
-    assert "unlink: 2 denied" in text
+    assert "unlink: 1 allowed, 2 denied" in text
     assert json.loads(json.dumps(found.as_dict()))["mode"] == "deny"
 
 
-def test_an_owner_that_is_not_the_same_process_is_nobody() -> None:
-    import os
-
-    assert not pins_status._alive(os.getpid(), 1)
-    assert not pins_status._alive(0, 0)
-    assert pins_status._alive(os.getpid(), ticks_of(os.getpid()))
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("registered_btf 3", "registered_btf 3"),
+        ("registered_map x", "registered_map x"),
+        ("filesystem 41", "filesystem 41"),
+    ],
+)
+def test_status_out_of_form_is_refused(line: str, error: str) -> None:
+    with pytest.raises(RestrictError, match=f"the line '{error}'"):
+        pins_status.PinsStatus(STATUS + line + "\n")
 
 
 def test_events_have_the_names_of_their_policy() -> None:

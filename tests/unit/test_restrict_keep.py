@@ -79,20 +79,20 @@ guard_link 4
 
 
 def test_the_status_has_version_generation_and_way() -> None:
-    found = status.parse(TEXT)
+    found = status.Status(TEXT)
     assert (found.version, found.generation, found.kept, found.events_map) == (7, 3, 2, 12)
     assert (found.deputy, found.deputy_start_ticks) == (4194305, 9)
     found.attached = True
     found.keep = keep.describe(found, "/nowhere/fsaccess")
     assert found.keep["method"] == "pins"
     assert found.keep["guarded"] is False
-    text = status.text(found)
+    text = found.text()
     assert "version: 7, generation 3" in text
     assert "kept by: pins (pins in a bpf filesystem)" in text
     assert "could be ended by: PID 1, its owner; root, who can unlink" in text
     found.kept = 42
     found.keep = keep.describe(found, "/nowhere/fsaccess")
-    assert "could be ended by: not known here" in status.text(found)
+    assert "could be ended by: not known here" in found.text()
 
 
 def _arguments(**given: object) -> argparse.Namespace:
@@ -114,7 +114,7 @@ def test_the_way_that_enable_takes() -> None:
 
 
 def test_only_the_owner_is_let() -> None:
-    found = status.parse(TEXT)
+    found = status.Status(TEXT)
     with pytest.raises(RestrictError, match="its owner is process 1, and this is process"):
         keep_pins.require_owner(found, "upgrading the policy")
     found.owner, found.owner_start_ticks = os.getpid(), start_ticks()

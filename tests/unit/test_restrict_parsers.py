@@ -227,7 +227,7 @@ device 254:1 signed 0 lenient 1 first_seen 3 changed 3
 
 
 def test_status() -> None:
-    found = status.parse(STATUS)
+    found = status.Status(STATUS)
     assert found.armed
     assert found.mode == "exec"
     assert found.initramfs_dev == os.makedev(0, 2)
@@ -236,7 +236,7 @@ def test_status() -> None:
     assert [(d.number, d.signed, d.root_hash) for d in found.devices] == [
         ("254:0", True, "abcd"), ("254:1", False, None),
     ]  # fmt: skip
-    report = status.text(found)
+    report = found.text()
     assert "254:1 ?: NOT trusted (lenient table)" in report
     assert "open for initramfs 0:2" in report
     assert found.as_dict()["trust_window"] == {"open": True, "device": "0:2"}
@@ -245,7 +245,7 @@ def test_status() -> None:
 @pytest.mark.parametrize("text", ["", "armed 1\n", "armed 1\nowner 1\ndevice 254 signed 1\n"])
 def test_status_out_of_form_is_refused(text: str) -> None:
     with pytest.raises(RestrictError):
-        status.parse(text)
+        status.Status(text)
 
 
 def test_no_status_is_none(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ for _attack in ATTACKS:
 def status_for_everybody(guest: Guest) -> None:
     found = pins_status.read()
     assert found is not None
-    guest.note(pins_status.text(found))
+    guest.note(found.text())
     assert (found.in_force, found.owner, found.owner_alive) == (True, 1, True)
     assert pins_status.guarded(pins.FOLDER)
     assert not pins_status.guarded("/sys/fs/bpf")
