@@ -20,7 +20,6 @@ from array import array
 from pybpf.btf.consts import (
     ENUM_KINDS,
     KIND_ARRAY,
-    KIND_CONST,
     KIND_DATASEC,
     KIND_DECL_TAG,
     KIND_ENUM,
@@ -28,15 +27,13 @@ from pybpf.btf.consts import (
     KIND_FUNC,
     KIND_FUNC_PROTO,
     KIND_FWD,
-    KIND_INT,
     KIND_PTR,
-    KIND_RESTRICT,
     KIND_STRUCT,
-    KIND_TYPE_TAG,
     KIND_TYPEDEF,
     KIND_UNION,
     KIND_VAR,
-    KIND_VOLATILE,
+    MODIFIERS,
+    RECORD_WORDS,
 )
 from pybpf.btf.model import Btf, Type
 from pybpf.btf.write import BtfWriter
@@ -48,17 +45,13 @@ if TYPE_CHECKING:
 
 __all__ = ["dedup"]
 
-_REFERS = frozenset(
-    (
-        KIND_PTR, KIND_TYPEDEF, KIND_VOLATILE, KIND_CONST, KIND_RESTRICT, KIND_FUNC, KIND_VAR,
-        KIND_DECL_TAG, KIND_TYPE_TAG, KIND_FUNC_PROTO,
-    )
-)  # fmt: skip
-# Kind → (words behind the first three, words of each entry, where in it the name and type are).
-_EXTRA = {KIND_INT: 1, KIND_ARRAY: 3, KIND_VAR: 1, KIND_DECL_TAG: 1}
-_ENTRIES: dict[int, tuple[int, int | None, int | None]] = {
-    KIND_STRUCT: (3, 0, 1), KIND_UNION: (3, 0, 1), KIND_ENUM: (2, 0, None),
-    KIND_ENUM64: (3, 0, None), KIND_FUNC_PROTO: (2, 0, 1), KIND_DATASEC: (3, None, 0),
+_REFERS = MODIFIERS | {
+    KIND_PTR, KIND_TYPEDEF, KIND_FUNC, KIND_VAR, KIND_DECL_TAG, KIND_FUNC_PROTO,
+}  # fmt: skip
+# Kind → words of an entry that are a name and a type.
+_ENTRIES: dict[int, tuple[int | None, int | None]] = {
+    KIND_STRUCT: (0, 1), KIND_UNION: (0, 1), KIND_ENUM: (0, None),
+    KIND_ENUM64: (0, None), KIND_FUNC_PROTO: (0, 1), KIND_DATASEC: (None, 0),
 }  # fmt: skip
 _FULL = {KIND_STRUCT: 0, KIND_UNION: 1}  # kind → the flag of a forward declaration of it
 
@@ -113,8 +106,12 @@ def dedup(parts: Sequence[Btf]) -> tuple[bytes, list[list[int]]]:
 
 def _record(found: Type, shift: int, texts: dict[str, int]) -> _Record:
     btf, kind = found.btf, found.kind
-    width, name_at, type_at = _ENTRIES.get(kind, (0, None, None))
-    first = 3 + _EXTRA.get(kind, 0)
+    if kind not in RECORD_WORDS:
+        # Its layout may be known (kernel 7.x), but not which of its words are types and names.
+        raise FormatError(f"type [{found.id}] is of an unknown kind, {kind}.", btf=btf.label)
+    fixed, width = RECORD_WORDS[kind]
+    name_at, type_at = _ENTRIES.get(kind, (None, None))
+    first = 3 + fixed
     words = list(btf.words[found.pos : found.pos + first + width * found.vlen])
     names, refs = [0], []
     if kind in _REFERS:

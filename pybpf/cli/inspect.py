@@ -110,11 +110,10 @@ def _relocations(spec: ObjectSpec, target: Target) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     seen: set[int] = set()
     for entry in listing(spec, target).programs:
-        if entry.linked is None:
-            out.append({"program": entry.program.name, "error": str(entry.error)})
-            continue
         if entry.error is not None:
             out.append({"program": entry.program.name, "error": str(entry.error)})
+        if entry.linked is None:
+            continue
         for number, start in entry.linked.functions:
             if number in seen:
                 continue

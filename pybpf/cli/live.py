@@ -23,18 +23,13 @@ from pybpf.btf.cdecl import dump as c_header
 from pybpf.btf.consts import (
     KIND_ARRAY,
     KIND_DATASEC,
-    KIND_ENUM,
-    KIND_ENUM64,
-    KIND_FLOAT,
     KIND_FUNC,
-    KIND_INT,
-    KIND_STRUCT,
-    KIND_UNION,
     KIND_VAR,
 )
 from pybpf.btf.dedup import dedup
 from pybpf.btf.layout import layout
-from pybpf.btf.model import Btf
+from pybpf.btf.model import SYSFS, Btf
+from pybpf.btf.types import SIZED
 from pybpf.cli.common import emit, plain
 from pybpf.errors import FormatError, KernelError, UsageError
 from pybpf.kernel.btf import BtfObject
@@ -55,9 +50,7 @@ _KINDS: dict[str, tuple[type[KernelObject], int, dict[int, str]]] = {
     "link": (Link, abi.BPF_LINK_GET_NEXT_ID, LINK_TYPE_NAMES),
     "btf": (BtfObject, abi.BPF_BTF_GET_NEXT_ID, {}),
 }
-SYSFS = "/sys/kernel/btf"
 LINKAGES = ("static", "global", "extern")
-_SIZED = (KIND_INT, KIND_STRUCT, KIND_UNION, KIND_ENUM, KIND_DATASEC, KIND_FLOAT, KIND_ENUM64)
 _WHICH = "ID|NAME|PATH"
 _WHICH_HELP = "its id, its name, or where it is pinned (a path with a slash)"
 
@@ -313,7 +306,7 @@ def _type_as_json(btf: Btf, type_id: int) -> dict[str, Any]:
     """A type by its parts; those that its kind does not have are left out."""
     found = btf.type(type_id)
     out: dict[str, Any] = {"id": type_id, "kind": found.kind_name, "name": found.name}
-    if found.kind in _SIZED:
+    if found.kind in SIZED:
         out["size"] = found.size_or_type
     elif found.kind == KIND_ARRAY:
         out |= found.array._asdict()
@@ -386,7 +379,7 @@ def _raw(btf: Btf, type_id: int) -> Iterator[str]:
     """A type in the manner of ``bpftool btf dump``."""
     found = btf.type(type_id)
     line = f"[{type_id}] {found.kind_name.upper()} '{found.name or '(anon)'}'"
-    if found.kind in _SIZED:
+    if found.kind in SIZED:
         line += f" size={found.size_or_type}"
     elif found.kind == KIND_ARRAY:
         line += f" type_id={found.array.type} nr_elems={found.array.nelems}"

@@ -145,7 +145,7 @@ class _Compiled:
     def _value_symbols(self) -> tuple[list[SymbolRequest], dict[str, int]]:
         """Lookups of the kernel's types of struct_ops maps, and map → symbol."""
         for error in self.struct_ops.errors.values():
-            raise error.at(object=self.spec.path or self.spec.name)
+            raise error
         requests: list[SymbolRequest] = []
         symbols = {}
         for name, fitted in self.struct_ops.maps.items():
@@ -200,7 +200,13 @@ class _Compiled:
         return [fill, ops.MapFreeze(map=slot)]
 
     def operations(self) -> list[ops.Op]:
-        """The operations up to loaded programs."""
+        """The operations up to loaded programs. Errors name the object."""
+        try:
+            return self._operations()
+        except PybpfError as exc:
+            raise exc.at(object=self.spec.path or self.spec.name) from None
+
+    def _operations(self) -> list[ops.Op]:
         spec, places = self.spec, self.places
         out: list[ops.Op] = []
         if self.resolver is not None:
@@ -217,17 +223,11 @@ class _Compiled:
         requests, value_symbols = self._value_symbols()
         if requests:
             out.append(self._lookup(requests))
-        try:
-            out += maps.create(spec, places, btf, self.pin_root, value_symbols)
-            out += maps.fill(spec, places, arena_at_end=arena_at_end(spec, self.target))
-            out += self._kconfig()
-        except PybpfError as exc:
-            raise exc.at(object=spec.path or spec.name) from None
+        out += maps.create(spec, places, btf, self.pin_root, value_symbols)
+        out += maps.fill(spec, places, arena_at_end=arena_at_end(spec, self.target))
+        out += self._kconfig()
         loads, lookups = self._programs(btf)
-        try:
-            out = maps.exclusive(spec, out, loads)
-        except PybpfError as exc:
-            raise exc.at(object=spec.path or spec.name) from None
+        out = maps.exclusive(spec, out, loads)
         if lookups:
             out.append(self._lookup(lookups))
         out += loads
@@ -306,9 +306,7 @@ class _Compiled:
             try:
                 load, requests = compiler.compile(program)
             except PybpfError as exc:
-                raise exc.at(
-                    object=spec.path or spec.name, program=program.name, section=program.section
-                ) from None
+                raise exc.at(program=program.name, section=program.section) from None
             if program.when_module is None:
                 lookups += requests
                 loads += load

@@ -88,7 +88,6 @@ _ATTACH_SINCE = {
 }
 
 
-
 class Need(NamedTuple):
     """Something that a kernel has since ``version`` ("5.8"; None: not known)."""
 

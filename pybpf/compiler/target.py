@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from pybpf.btf.model import Btf
+from pybpf.btf.model import SYSFS, Btf
 from pybpf.errors import CompileError, FormatError, RelocationError
 from pybpf.plan.kconfig import parse_config, parse_release, running_config
 from pybpf.reloc.externs import KernelTypes, is_typeless
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
 
 __all__ = ["Target", "arena_at_end", "check_externs", "user_of_extern"]
-
-SYSFS_BTF = "/sys/kernel/btf"
 
 
 class Target:
@@ -37,13 +35,11 @@ class Target:
         running: bool = False,
         version: int | None = None,
         config: Mapping[str, str] | None = None,
-        btf_dir: str = SYSFS_BTF,
     ) -> None:
         self._vmlinux = btf
         self.running = running
         self.version = version
         self._config = config
-        self._btf_dir = btf_dir
         self._modules: dict[str, Btf] = {}
         self._symbols: dict[str, int] | None = None
 
@@ -78,7 +74,7 @@ class Target:
                 self._vmlinux = Btf.vmlinux()
             except OSError as exc:
                 raise CompileError(
-                    f"the kernel's BTF cannot be read from {SYSFS_BTF}/vmlinux ({exc.strerror}).",
+                    f"the kernel's BTF cannot be read from {SYSFS}/vmlinux ({exc.strerror}).",
                     hint="Mount sysfs, use a kernel with CONFIG_DEBUG_INFO_BTF, or give a BTF "
                     "file of the kernel.",
                 ) from exc
@@ -89,7 +85,7 @@ class Target:
         if not self.running:
             return []
         try:
-            names = os.listdir(self._btf_dir)
+            names = os.listdir(SYSFS)
         except OSError:
             return []
         return sorted(name for name in names if name != "vmlinux")
@@ -144,19 +140,16 @@ class Target:
         if self._symbols is None:
             self._symbols = {}
             if self.running or self._is_running():
-                try:
-                    with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
-                        for line in file:
-                            address, _, symbol = line.split(None, 3)[:3]
-                            self._symbols.setdefault(symbol, int(address, 16))
-                except OSError:
-                    pass
+                from pybpf.kernel.kallsyms import symbols
+
+                for address, name in symbols():
+                    self._symbols.setdefault(name, address)
         return self._symbols
 
     def _is_running(self) -> bool:
         """Whether the BTF that was given is the running kernel's."""
         try:
-            if os.stat(f"{SYSFS_BTF}/vmlinux").st_size != len(self.vmlinux.data):
+            if os.stat(f"{SYSFS}/vmlinux").st_size != len(self.vmlinux.data):
                 return False
             return bytes(Btf.vmlinux().data) == bytes(self.vmlinux.data)
         except OSError:
@@ -213,4 +206,3 @@ def user_of_extern(spec: ObjectSpec, extern: str) -> ProgramSpec | None:
                     seen.add(ref.function)
                     todo.append(ref.function)
     return None
-

@@ -18,7 +18,7 @@ from pybpf.elf.data import (
     read_externs,
     read_variables,
 )
-from pybpf.elf.functions import MapTable, read_functions, read_programs
+from pybpf.elf.functions import TEXT, MapTable, read_functions, read_programs
 from pybpf.elf.image import STT_FUNC, ElfImage, Section
 from pybpf.elf.jump_tables import JUMP_TABLES, read_jump_tables
 from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
@@ -171,6 +171,8 @@ def _read_initial(
 ) -> None:
     """Initial contents of outer maps and program arrays: relocations in their ``values``."""
     order = "<" if image.byteorder == "little" else ">"
+    entries = frozenset(f.name for f in functions if f.section != TEXT)
+    found: dict[str, list[tuple[bytes, str]]] = {}
     for rel_section, target in image.relocation_sections():
         if target.name != MAPS:
             continue
@@ -181,23 +183,24 @@ def _read_initial(
                     f"a relocation at byte {relocation.offset} hits no `values` of a map.",
                     section=MAPS,
                 )
-            spec = maps[definition.spec.name]
+            spec = definition.spec
             start = definition.offset + definition.values_offset
             index, odd = divmod(relocation.offset - start, 8)
             symbol = relocation.symbol
-            wanted = _initial_target(symbol.name, symbol.type, spec, maps, functions)
-            if odd or wanted is None:
+            if spec.inner is not None:
+                fits = symbol.name in maps and maps[symbol.name].section == MAPS
+            else:
+                fits = symbol.type == STT_FUNC and symbol.name in entries
+            if odd or not fits:
                 raise image.error(
                     f"`values` of map {spec.name!r} refers to {symbol.name!r}, which is no "
                     + ("program." if spec.inner is None else "map."),
                     map=spec.name,
                 )
             key = struct.pack(order + "I", index)
-            maps[spec.name] = replace(
-                spec,
-                initial=(*spec.initial, (key, wanted)),
-                max_entries=spec.max_entries,
-            )
+            found.setdefault(spec.name, []).append((key, symbol.name))
+    for name, initial in found.items():
+        maps[name] = replace(maps[name], initial=tuple(initial))
 
 
 def _definition_at(definitions: list[MapDefinition], offset: int) -> MapDefinition | None:
@@ -211,21 +214,11 @@ def _definition_at(definitions: list[MapDefinition], offset: int) -> MapDefiniti
     return None
 
 
-def _initial_target(
-    name: str, kind: int, spec: MapSpec, maps: dict[str, MapSpec], functions: list[FunctionSpec]
-) -> str | None:
-    if spec.inner is not None:
-        return name if name in maps and maps[name].section == MAPS else None
-    if kind == STT_FUNC and any(f.name == name and f.section != ".text" for f in functions):
-        return name
-    return None
-
-
 _KNOWN = ("license", "version", LEGACY, MAPS, ARENA_SECTION, JUMP_TABLES)
 
 
 def _notes(image: ElfImage) -> dict[str, object]:
-    """What was seen and not used, for ``inspect``: names of data sections left alone."""
+    """For ``inspect``: a row for each section, and the names of those that were not used."""
 
     def unused(section: Section) -> bool:
         name = section.name

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Addresses of kernel symbols from /proc/kallsyms, in one pass a name asked for.
-
-The file has some 200,000 lines; it is read as bytes and searched, never split.
-"""
+"""Addresses of kernel symbols from /proc/kallsyms, which has some 200,000 lines."""
 
 from __future__ import annotations
 
@@ -13,13 +10,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["address", "addresses", "find"]
+__all__ = ["address", "addresses", "find", "symbols"]
 
 PATH = "/proc/kallsyms"
 
 
 def find(data: bytes, name: str) -> list[int]:
-    """All addresses of ``name`` in the text of kallsyms ("ffff… T name[\\t[module]]")."""
+    """All addresses of ``name`` in the text of kallsyms ("ffff… T name[\\t[module]]"), which is
+    searched, not split."""
     found = []
     needle = b" " + name.encode()
     at = data.find(needle)
@@ -32,17 +30,21 @@ def find(data: bytes, name: str) -> list[int]:
     return found
 
 
-def addresses() -> Iterator[tuple[int, str]]:
-    """(address, name) of every symbol; nothing where the file cannot be read or hides them."""
+def symbols() -> Iterator[tuple[int, str]]:
+    """(address, name) of every symbol, the address 0 where the kernel hides it; nothing where the
+    file cannot be read."""
     try:
         with open(PATH, "rb") as file:
             for line in file:
                 number, _, rest = line.split(b" ", 2)
-                value = int(number, 16)
-                if value:
-                    yield value, rest.split()[0].decode("ascii", "replace")
+                yield int(number, 16), rest.split()[0].decode("ascii", "replace")
     except OSError:
         return
+
+
+def addresses() -> Iterator[tuple[int, str]]:
+    """(address, name) of every symbol whose address the kernel tells."""
+    return (found for found in symbols() if found[0])
 
 
 def address(name: str) -> int:

@@ -23,6 +23,7 @@ are put into the outer dict.
 from __future__ import annotations
 
 import struct
+import sys
 
 from pybpf.errors import UsageError
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     Layout = tuple[Any, ...]
     Buffer = bytes | bytearray | memoryview
 
-__all__ = ["cstr", "decode", "encode", "size_of"]
+__all__ = ["cstr", "decode", "encode", "encode_sized", "size_of"]
 
 _FLOATS = {4: "f", 8: "d"}
 
@@ -130,6 +131,25 @@ def encode(layout: Layout, value: Any, byteorder: str = "little") -> bytes:
     out = bytearray(size_of(layout))
     _encode(layout, value, out, 0, byteorder)
     return bytes(out)
+
+
+def encode_sized(value: Any, size: int, layout: Layout | None) -> bytes:
+    """The ``size`` bytes of a key, value or variable of this machine; without a layout they are
+    bytes, or an int where size is 1, 2, 4 or 8. Raises UsageError."""
+    if layout is not None:
+        data = encode(layout, value, sys.byteorder)
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        data = bytes(value)
+    elif isinstance(value, int) and size in (1, 2, 4, 8):
+        try:
+            data = value.to_bytes(size, sys.byteorder, signed=value < 0)
+        except OverflowError:
+            raise UsageError(f"{value} does not fit into {size} bytes") from None
+    else:
+        raise UsageError(f"{size} bytes are needed, not {type(value).__name__}")
+    if len(data) != size:
+        raise UsageError(f"{len(data)} bytes given where {size} are needed")
+    return data
 
 
 def _encode(layout: Layout, value: Any, out: bytearray, offset: int, byteorder: str) -> None:

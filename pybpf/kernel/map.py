@@ -112,6 +112,7 @@ class Map(KernelObject):
     KIND = "map"
     INFO = layouts.INFO_MAP
     INFO_SIZE = layouts.SIZE_INFO_MAP
+    INFO_OMITTED = frozenset(("hash", "hash_size"))
     GET_FD = abi.BPF_MAP_GET_FD_BY_ID
 
     def __init__(
@@ -172,19 +173,8 @@ class Map(KernelObject):
 
     @property
     def per_cpu(self) -> bool:
+        """Whether a value is one slot a possible CPU."""
         return self.type in PER_CPU
-
-    def info(self) -> dict[str, Any]:
-        """struct bpf_map_info: id, type, sizes, flags, name, BTF ids."""
-        info = self._raw_info()
-        out: dict[str, Any] = {
-            field: bpf.get(info, self.INFO, field)
-            for field in self.INFO
-            if field not in ("name", "hash", "hash_size")
-        }
-        start, size = self.INFO["name"]
-        out["name"] = _layout.cstr(bytes(info[start : start + size]))
-        return out
 
     # --- keys and values ----------------------------------------------------------------------
 
@@ -193,23 +183,9 @@ class Map(KernelObject):
 
     def _bytes(self, value: Any, size: int, layout: Layout | None, what: str) -> bytes:
         try:
-            if layout is not None:
-                data = _layout.encode(layout, value, sys.byteorder)
-            elif isinstance(value, (bytes, bytearray, memoryview)):
-                data = bytes(value)
-            elif isinstance(value, int) and size in (1, 2, 4, 8):
-                data = (value & (1 << 8 * size) - 1 if value < 0 else value).to_bytes(
-                    size, sys.byteorder
-                )
-            else:
-                raise UsageError(f"bytes are needed, not {type(value).__name__}")
-        except OverflowError:
-            raise UsageError(f"{value} does not fit into {size} bytes", map=self._name) from None
+            return _layout.encode_sized(value, size, layout)
         except UsageError as error:
             raise error.at(map=self._name, what=what)  # noqa: B904
-        if len(data) != size:
-            raise UsageError(f"a {what} has {size} bytes, not {len(data)}", map=self._name)
-        return data
 
     def _value(self, value: Any) -> bytes:
         if self.type in _OF_FDS and hasattr(value, "fileno"):
@@ -340,6 +316,7 @@ class Map(KernelObject):
         return 4 * self.max_entries + 1024
 
     def keys(self) -> Iterator[Any]:
+        """The keys, each once; see ``raw_keys``."""
         for key in self.raw_keys():
             yield self._python(key, self.key_layout)
 
@@ -364,6 +341,7 @@ class Map(KernelObject):
                 yield self._python(key, self.key_layout), value
 
     def values(self) -> Iterator[Any]:
+        """The values, as ``items`` gives them."""
         for _, value in self.items():
             yield value
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 
 from pybpf.errors import KernelError, UsageError
+from pybpf.kernel.layout import cstr
 from pybpf.sys import bpf
 
 TYPE_CHECKING = False
@@ -21,13 +22,15 @@ class KernelObject:
     """An open object of the kernel. It owns ``fd`` and closes it on close(), at the end of a
     ``with`` block and when it is collected.
 
-    KIND names it in errors; INFO and INFO_SIZE are its layout of BPF_OBJ_GET_INFO_BY_FD (4.13).
+    KIND names it in errors; INFO and INFO_SIZE are its layout of BPF_OBJ_GET_INFO_BY_FD (4.13),
+    INFO_OMITTED the fields that ``info`` leaves out (addresses that a caller passes in).
     """
 
     __slots__ = ("_name", "fd")
     KIND = "object"
     INFO: dict[str, tuple[int, int]] = {}
     INFO_SIZE = 0
+    INFO_OMITTED: frozenset[str] = frozenset()
     GET_FD = -1
 
     def __init__(self, fd: int, name: str | None = None) -> None:
@@ -79,9 +82,11 @@ class KernelObject:
 
     @property
     def closed(self) -> bool:
+        """Whether ``close`` was called, or the fd given away."""
         return self.fd < 0
 
     def fileno(self) -> int:
+        """The fd, which stays the object's. Raises UsageError if it is closed."""
         if self.fd < 0:
             raise UsageError(f"the {self.KIND} {self._name or ''} is closed".replace("  ", " "))
         return self.fd
@@ -122,8 +127,18 @@ class KernelObject:
         return info
 
     def info(self) -> dict[str, Any]:
-        """What the kernel says of the object; integers, and bytes for names and tags decoded."""
-        raise NotImplementedError
+        """What the kernel says of the object: the integers of its struct bpf_…_info, and the name
+        as text. Raises KernelError, and UsageError once it is closed."""
+        return self._told(self._raw_info())
+
+    def _told(self, info: bytearray) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for field, (start, size) in self.INFO.items():
+            if field == "name":
+                out[field] = cstr(info[start : start + size])
+            elif field not in self.INFO_OMITTED:
+                out[field] = bpf.get(info, self.INFO, field)
+        return out
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,6 @@ import sys
 from pybpf.errors import KernelError
 from pybpf.kernel import layout as _layout
 from pybpf.kernel.create import program_fd as load_fd
-from pybpf.kernel.layout import cstr
 from pybpf.kernel.object import KernelObject
 from pybpf.sys import abi, bpf, layouts
 from pybpf.sys.syscalls import Pointer, syscall
@@ -35,14 +34,6 @@ XDP_MD = (
     ),
 )  # fmt: skip
 
-_POINTERS = frozenset(
-    (
-        "jited_prog_insns", "xlated_prog_insns", "map_ids", "jited_ksyms", "jited_func_lens",
-        "func_info", "line_info", "jited_line_info", "prog_tags",
-    )
-)  # fmt: skip
-
-
 class RunResult:
     """What BPF_PROG_RUN gave: retval (unsigned 32 bits), duration (ns a run), data, and ctx
     (bytes, or Python values if a layout was given)."""
@@ -66,6 +57,12 @@ class Program(KernelObject):
     KIND = "program"
     INFO = layouts.INFO_PROG
     INFO_SIZE = layouts.SIZE_INFO_PROG
+    INFO_OMITTED = frozenset(
+        (
+            "jited_prog_insns", "xlated_prog_insns", "map_ids", "jited_ksyms", "jited_func_lens",
+            "func_info", "line_info", "jited_line_info", "prog_tags",
+        )
+    )  # fmt: skip
     GET_FD = abi.BPF_PROG_GET_FD_BY_ID
 
     @property
@@ -80,19 +77,11 @@ class Program(KernelObject):
         start, size = self.INFO["tag"]
         return self._raw_info()[start : start + size].hex()
 
-    def info(self) -> dict[str, Any]:
-        """struct bpf_prog_info (4.13) without the pointers; ``tag`` in hex, ``name`` as text."""
-        info = self._raw_info()
-        out: dict[str, Any] = {}
-        for field, (start, size) in self.INFO.items():
-            if field in _POINTERS:
-                continue
-            if field == "tag":
-                out[field] = bytes(info[start : start + size]).hex()
-            elif field == "name":
-                out[field] = cstr(bytes(info[start : start + size]))
-            else:
-                out[field] = bpf.get(info, self.INFO, field)
+    def _told(self, info: bytearray) -> dict[str, Any]:
+        """struct bpf_prog_info (4.13) without the pointers; ``tag`` in hex."""
+        out = super()._told(info)
+        start, size = self.INFO["tag"]
+        out["tag"] = info[start : start + size].hex()
         # A bit-field behind ifindex (struct bpf_prog_info: __u32 gpl_compatible:1).
         out["gpl_compatible"] = bool(info[self.INFO["ifindex"][0] + 4] & 1)
         return out

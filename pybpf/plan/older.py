@@ -3,8 +3,7 @@
 
 Nothing is asked of the kernel beforehand. After a refusal each difference that could explain it
 is probed by itself, and only if the kernel indeed lacks it the call is made again without; what
-was left out is told in the notes. Where nothing explains the refusal, or it stays one, the first
-error is raised.
+was left out is told in the notes.
 
     lacking                     since  instead
     key and value types of maps 4.18…  a map without them (types that take none: ENOTSUPP)
@@ -29,7 +28,7 @@ from pybpf.sys.syscalls import Pointer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from typing import Any
 
     from pybpf.plan import ops
@@ -67,51 +66,44 @@ def create_map(
     """Create the map of ``op`` once more, the way this kernel knows; ``first`` is its refusal.
 
     attributes: those of ``create.map_fd`` beside the sizes, name and flags among them.
+    Raises ``first`` where no other way does.
     """
     attributes = dict(attributes)
-    where = f"map {op.name} was made"
     error = first
 
-    def attempt(note: str) -> int | None:
-        nonlocal error
+    def ways() -> Iterator[str]:
+        """Change ``attributes`` step by step; gives what each step leaves out."""
+        if _raise_memlock(error, notes):
+            yield "after that"
+        if attributes.get("btf_fd") and "key_type_id" in attributes and error.errno in _BTF_ERRORS:
+            for field in ("btf_fd", "key_type_id", "value_type_id"):
+                attributes.pop(field)
+            yield f"without BTF: {first.message}"
+        # A flag that the object's own C asks for is not left out: somebody counts on it.
+        if (
+            error.errno == bpf.EINVAL
+            and attributes["flags"] & abi.BPF_F_MMAPABLE
+            and "." in op.name
+            and _lacks("mmapable_array")
+        ):
+            attributes["flags"] &= ~abi.BPF_F_MMAPABLE
+            yield f"without BPF_F_MMAPABLE ({features.requires('mmapable_array')})"
+        if (
+            error.errno in (bpf.EINVAL, bpf.E2BIG)
+            and attributes.get("name")
+            and _lacks("object_names")
+        ):
+            attributes["name"] = ""
+            yield f"without its name ({features.requires('object_names')})"
+
+    for way in ways():
         try:
             fd = create.map_fd(op.type, op.key_size, op.value_size, entries, **attributes)
         except KernelError as again:
             error = again
-            return None
-        notes.append(note)
+            continue
+        notes.append(f"map {op.name} was made {way}")
         return fd
-
-    if _raise_memlock(error, notes):
-        fd = attempt(f"{where} after that")
-        if fd is not None:
-            return fd
-    if attributes.get("btf_fd") and "key_type_id" in attributes and error.errno in _BTF_ERRORS:
-        for field in ("btf_fd", "key_type_id", "value_type_id"):
-            attributes.pop(field)
-        fd = attempt(f"{where} without BTF: {first.message}")
-        if fd is not None:
-            return fd
-    # A flag that the object's own C asks for is not left out: somebody counts on it.
-    if (
-        error.errno == bpf.EINVAL
-        and attributes["flags"] & abi.BPF_F_MMAPABLE
-        and "." in op.name
-        and features.probe("mmapable_array") is False
-    ):
-        attributes["flags"] &= ~abi.BPF_F_MMAPABLE
-        fd = attempt(f"{where} without BPF_F_MMAPABLE ({features.requires('mmapable_array')})")
-        if fd is not None:
-            return fd
-    if (
-        error.errno in (bpf.EINVAL, bpf.E2BIG)
-        and attributes.get("name")
-        and features.probe("object_names") is False
-    ):
-        attributes["name"] = ""
-        fd = attempt(f"{where} without its name ({features.requires('object_names')})")
-        if fd is not None:
-            return fd
     raise first
 
 
@@ -119,46 +111,54 @@ def load_program(
     op: ops.ProgLoad, fields: dict[str, int | bytes], code: bytes | bytearray,
     first: KernelError, log_level: int, log: list[str], notes: list[str],
 ) -> int:  # fmt: skip
-    """Load the program of ``op`` once more, the way this kernel knows; ``first`` is its refusal."""
+    """Load the program of ``op`` once more, the way this kernel knows; ``first`` is its refusal.
+
+    Raises the last refusal, which tells most: behind a field that the kernel does not know waits
+    the verifier's verdict.
+    """
     fields = dict(fields)
     error = first
-    held = None
     left_out: list[str] = []
-    where = f"program {op.name} was loaded"
-    steps: tuple[tuple[str, Callable[[KernelError], bool]], ...] = (
-        ("object_names", lambda e: bool(fields["prog_name"]) and _too_new(e)),
-        (
-            "expected_attach_type",
-            lambda e: (op.type, fields["expected_attach_type"]) in OPTIONAL_ATTACH_TYPES
-            and bool(fields["expected_attach_type"])
-            and _too_new(e),
-        ),
-        ("probe_read_kernel", _unknown_probe_read),
-    )
-    if _raise_memlock(error, notes):
-        try:
-            return create.program_fd(fields, log_level=log_level, log_out=log)
-        except KernelError as again:
-            error = again
-    for name, explains in steps:
-        if not explains(error) or features.probe(name) is not False:
-            continue
-        if name == "object_names":
+
+    def ways() -> Iterator[Pointer | None]:
+        """Change ``fields`` step by step; gives what the new ones point to."""
+        if _raise_memlock(error, notes):
+            yield None
+        if fields["prog_name"] and _too_new(error) and _lacks("object_names"):
             fields["prog_name"] = b""
-        elif name == "expected_attach_type":
+            left_out.append("object_names")
+            yield None
+        if (
+            fields["expected_attach_type"]
+            and (op.type, fields["expected_attach_type"]) in OPTIONAL_ATTACH_TYPES
+            and _too_new(error)
+            and _lacks("expected_attach_type")
+        ):
             fields["expected_attach_type"] = 0
-        else:
+            left_out.append("expected_attach_type")
+            yield None
+        if _unknown_probe_read(error) and _lacks("probe_read_kernel"):
             held = Pointer(_without_probe_read(code))
             fields["insns"] = held.address
-        left_out.append(f"{where} without {features.requires(name)}")
+            left_out.append("probe_read_kernel")
+            yield held
+
+    for _held in ways():
         try:
             fd = create.program_fd(fields, log_level=log_level, log_out=log)
         except KernelError as again:
             error = again
             continue
-        notes += left_out
+        notes += [
+            f"program {op.name} was loaded without {features.requires(name)}" for name in left_out
+        ]
         return fd
     raise error
+
+
+def _lacks(feature: str) -> bool:
+    """Whether a probe has shown that the kernel does not have it."""
+    return features.probe(feature) is False
 
 
 def _too_new(error: KernelError) -> bool:

@@ -50,9 +50,11 @@ class Variables:
         return len(self._plan.variables)
 
     def keys(self) -> Iterator[str]:
+        """The names of all variables."""
         return iter(self)
 
     def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of the variables whose maps were made."""
         for name in self:
             if self._plan.variables[name][0] in self._maps:
                 yield name, self[name]
@@ -66,7 +68,10 @@ class Variables:
             )
         map_name, offset, size, layout = variables[name]
         if map_name not in self._maps:
-            raise UsageError(f"the map {map_name} of variable {name} was not made or is closed")
+            raise UsageError(
+                f"the map {map_name} of variable {name!r} was not made or is closed",
+                object=self._plan.name,
+            )
         return self._maps[map_name], map_name, offset, size, layout
 
     def _view(self, found: Map, name: str) -> mmap.mmap | None:
@@ -90,7 +95,10 @@ class Variables:
 
     def __setitem__(self, name: str, value: Any) -> None:
         found, map_name, offset, size, layout = self._place(name)
-        data = _encode(name, value, size, layout)
+        try:
+            data = _layout.encode_sized(value, size, layout)
+        except UsageError as error:
+            raise error.at(variable=name)  # noqa: B904
         if found.flags & abi.BPF_F_RDONLY_PROG:
             raise UsageError(
                 f"variable {name!r} is in {map_name}, which is read-only once it is loaded; "
@@ -113,25 +121,6 @@ class Variables:
         while self._views:
             _, (view, _writable) = self._views.popitem()
             view.close()
-
-
-def _encode(name: str, value: Any, size: int, layout: Any) -> bytes:
-    try:
-        if layout is not None:
-            data = _layout.encode(layout, value, sys.byteorder)
-        elif isinstance(value, (bytes, bytearray, memoryview)):
-            data = bytes(value)
-        elif isinstance(value, int) and size in (1, 2, 4, 8):
-            data = value.to_bytes(size, sys.byteorder, signed=value < 0)
-        else:
-            raise UsageError(f"bytes are needed, not {type(value).__name__}")
-    except OverflowError:
-        raise UsageError(f"{value} does not fit into {size} bytes", variable=name) from None
-    except UsageError as error:
-        raise error.at(variable=name)  # noqa: B904
-    if len(data) != size:
-        raise UsageError(f"{len(data)} bytes given where {size} are needed", variable=name)
-    return data
 
 
 def _raw(found: Map) -> Map:

@@ -133,20 +133,14 @@ def _like(names: Collection[str]) -> str | None:
 
 def nearest_addresses(name: str, count: int = 3) -> list[str]:
     """Symbols in /proc/kallsyms that look like ``name``, nearest first."""
-    try:
-        with open("/proc/kallsyms", "rb") as file:
-            data = file.read()
-    except OSError:
-        return []
-    wanted = name.encode()
+    from pybpf.kernel.kallsyms import symbols
+
     # Those that begin or end as the name does, and are about as long.
-    found = set()
-    for line in data.splitlines():
-        text = line.split(b" ", 2)[2].split(b"\t", 1)[0] if line.count(b" ") > 1 else b""
-        if abs(len(text) - len(wanted)) <= 3 and (
-            text[:4] == wanted[:4] or text[-4:] == wanted[-4:]
-        ):
-            found.add(text.decode("ascii", "replace"))
+    found = {
+        text
+        for _, text in symbols()
+        if abs(len(text) - len(name)) <= 3 and (text[:4] == name[:4] or text[-4:] == name[-4:])
+    }
     return difflib.get_close_matches(name, sorted(found)[:_MAX_FOUND], count, cutoff=0.75)
 
 

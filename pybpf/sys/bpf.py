@@ -257,7 +257,7 @@ def prog_load(attr_fields: dict[str, int | bytes], log: bytearray | None = None)
     """BPF_PROG_LOAD: the new program's fd; fields as in ``layouts.ATTR_PROG_LOAD``.
 
     log: a buffer for the verifier's log (field log_level says how much). Addresses in the fields
-    must be kept alive by the caller. ``prog_load_logged`` in pybpf.kernel.program grows the log.
+    must be kept alive by the caller. ``pybpf.kernel.create.program_fd`` grows the log.
     EAGAIN (a signal during verification) is retried.
     """
     held = Pointer(log)

@@ -26,49 +26,36 @@ _pack_into = struct.pack_into
 _unpack_from = struct.unpack_from
 
 
-def map_lookup(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
-    """BPF_MAP_LOOKUP_ELEM into ``value`` (its length is the kernel's value size, for per-CPU maps
-    the rounded size times the possible CPUs). False: no such element."""
+def _found(cmd: int, fd: int, key: Buffer | None, value: Buffer | None, flags: int = 0) -> bool:
+    """A command on one element; False where ENOENT says that it is not there."""
     try:
-        bpf._element(abi.BPF_MAP_LOOKUP_ELEM, fd, key, value, flags)
+        bpf._element(cmd, fd, key, value, flags)
     except KernelError as error:
         if error.errno == bpf.ENOENT:
             return False
         raise
     return True
+
+
+def map_lookup(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
+    """BPF_MAP_LOOKUP_ELEM into ``value`` (its length is the kernel's value size, for per-CPU maps
+    the rounded size times the possible CPUs). False: no such element."""
+    return _found(abi.BPF_MAP_LOOKUP_ELEM, fd, key, value, flags)
 
 
 def map_lookup_and_delete(fd: int, key: Buffer | None, value: bytearray, flags: int = 0) -> bool:
     """BPF_MAP_LOOKUP_AND_DELETE_ELEM (queues and stacks 4.20, hash maps 5.14)."""
-    try:
-        bpf._element(abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, value, flags)
-    except KernelError as error:
-        if error.errno == bpf.ENOENT:
-            return False
-        raise
-    return True
+    return _found(abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, value, flags)
 
 
 def map_delete(fd: int, key: Buffer) -> bool:
     """BPF_MAP_DELETE_ELEM. False: no such element."""
-    try:
-        bpf._element(abi.BPF_MAP_DELETE_ELEM, fd, key, None, 0)
-    except KernelError as error:
-        if error.errno == bpf.ENOENT:
-            return False
-        raise
-    return True
+    return _found(abi.BPF_MAP_DELETE_ELEM, fd, key, None)
 
 
 def map_next_key(fd: int, key: Buffer | None, next_key: bytearray) -> bool:
     """BPF_MAP_GET_NEXT_KEY; key None: the first one (4.12). False: there is no further key."""
-    try:
-        bpf._element(abi.BPF_MAP_GET_NEXT_KEY, fd, key, next_key, 0)
-    except KernelError as error:
-        if error.errno == bpf.ENOENT:
-            return False
-        raise
-    return True
+    return _found(abi.BPF_MAP_GET_NEXT_KEY, fd, key, next_key)
 
 
 def map_batch(

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
+import sys
 import time
+from array import array
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -16,7 +19,7 @@ from pybpf.btf.cdecl import dump
 from pybpf.btf.consts import KIND_DATASEC, KIND_FUNC, KIND_FWD, KIND_NAMES, KIND_STRUCT, KIND_VAR
 from pybpf.btf.dedup import dedup
 from pybpf.btf.model import Btf
-from pybpf.btf.write import BtfWriter
+from pybpf.btf.write import BtfWriter, assemble
 from pybpf.elf import read
 from pybpf.errors import FormatError, UsageError
 
@@ -203,3 +206,13 @@ def test_what_cannot_be_merged() -> None:
     w.add_ptr(77)
     with pytest.raises(FormatError, match="does not exist"):
         dedup([w.btf(), ring()])
+
+
+def test_a_kind_that_is_not_known_is_refused() -> None:
+    """Its size is told by the layout section, but not which of its words refer to types."""
+    words = array("I", [0, 25 << 24, 0, 7])
+    layouts = bytes(4 * 25) + struct.pack("=BBH", 4, 0, 0)
+    part = Btf.parse(assemble(words, b"\0", sys.byteorder, layout=layouts), name="newer")
+    assert part.count == 2
+    with pytest.raises(FormatError, match=r"newer: type \[1\] is of an unknown kind, 25"):
+        dedup([part])

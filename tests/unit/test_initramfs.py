@@ -275,7 +275,8 @@ def test_boot_needs_little() -> None:
     assert {name.partition("/")[0] for name in found.sources} <= {
         "encodings", "__future__", "types", "struct", "ctypes", "codecs", "os", "stat",
         "posixpath", "genericpath", "_collections_abc", "io", "abc", "importlib", "zipimport",
-        "bisect", "collections", "keyword", "operator", "reprlib",  # by pybpf.btf, on demand
+        "bisect", "collections", "keyword", "operator", "reprlib", "weakref",  # by pybpf.btf and
+        "_weakrefset",  # pybpf.sys.mapped, on demand
     }  # fmt: skip
 
 
