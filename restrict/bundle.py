@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restrict import abi
-from restrict.errors import ConfigError
+from restrict.errors import ConfigError, system_error
 
 if TYPE_CHECKING:
     from pybpf.plan.ops import Plan
     from pybpf.spec import ObjectSpec
 
 __all__ = ["OBJECT", "build", "spec", "write"]
+
 
 def _object() -> Path:
     """The object of an installed package, or that of a checkout."""
@@ -69,7 +70,10 @@ def spec(
     """
     from pybpf import elf
 
-    found = elf.read(source)
+    try:
+        found = elf.read(source)
+    except OSError as e:
+        raise system_error("the object cannot be read", e, "open", object=str(source)) from None
     numbers = magics(filesystems)
     numbers += [0] * (_FILESYSTEMS_MOST - len(numbers))
     found = set_variable(
@@ -122,12 +126,17 @@ def build(
 
 
 def write(plan: Plan, path: str | os.PathLike[str]) -> int:
-    """Freeze the Plan into a file, replacing it at once; returns the number of bytes."""
+    """Freeze the Plan into a file, replacing it at once; returns the number of bytes. Raises
+    KernelError; what was there stays then."""
     from pybpf.plan.frozen import to_bytes
 
     data = to_bytes(plan)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise system_error("the file cannot be written", e, "rename", file=str(path)) from None
     return len(data)

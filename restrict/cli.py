@@ -263,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("check", "tell whether every prerequisite of enforcement is there", _check)
 
+    from restrict.commands import descriptor
     from restrict.keep import names as keep_names
 
     enable = add("enable", "enforce", _enable)
@@ -306,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
 
     events = add("events", "print denials", _events)
     events.add_argument("--follow", action="store_true", help="wait for further ones")
-    events.add_argument("--fd", type=int, help="ring buffer inherited from the owner")
+    events.add_argument("--fd", type=descriptor, help="ring buffer inherited from the owner")
     events.add_argument("--socket", help="socket of the reader")
     events.add_argument(
         "--policy", choices=("fsaccess", "userns", "pins"), help="of this one alone"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import fcntl
 import os
 
+from pybpf.errors import UsageError
 from restrict import abi
-from restrict.errors import RestrictError
+from restrict.errors import RestrictError, system_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,6 +168,13 @@ def decode(data: bytes | memoryview) -> Event:
     return Event(data)
 
 
+def _no_ring(error: BaseException, fd: int) -> BaseException:
+    """What to tell of an fd of something else; every other error as it is."""
+    if isinstance(error, UsageError):
+        return RestrictError("it is no BPF ring buffer.", fd=fd)
+    return error
+
+
 class Reader:
     """Reads events from an fd of the ring buffer; owns a duplicate of that fd.
 
@@ -179,17 +187,20 @@ class Reader:
         from pybpf.kernel.map import Map
         from pybpf.kernel.ringbuf import RingBuffer
 
-        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        except OSError as e:
+            raise system_error("it is not open", e, "fcntl", fd=fd) from None
         try:
             self._map = Map.from_fd(copy, name="events")
-        except BaseException:
+        except BaseException as e:
             os.close(copy)
-            raise
+            raise _no_ring(e, fd) from None
         try:
             self._ring = RingBuffer(self._map)
-        except BaseException:
+        except BaseException as e:
             self._map.close()
-            raise
+            raise _no_ring(e, fd) from None
 
     def fileno(self) -> int:
         """For poll(2): readable when there are events."""

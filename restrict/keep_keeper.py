@@ -10,10 +10,10 @@ ask: cgroup.kill, or the OOM killer, which is told to spare it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 
+from pybpf.sys.syscalls import Char
 from restrict.errors import RestrictError
 from restrict.guard import start_ticks
 
@@ -21,9 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from restrict.fsaccess import Policy
 
-__all__ = ["NUMBER", "argument_start", "spawn"]
-
-NUMBER = 4  # enum policy_keep in bpf/include/policy.h
+__all__ = ["argument_start", "spawn"]
 
 
 def argument_start(text: str) -> int:
@@ -39,7 +37,7 @@ def _mark() -> None:
     """Make the first character of this process' command line an "@"."""
     with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
         start = argument_start(file.read())
-    ctypes.c_char.from_address(start).value = b"@"
+    Char.from_address(start).value = b"@"
     with open("/proc/self/cmdline", "rb") as raw:
         if raw.read(1) != b"@":
             raise RestrictError("the command line did not change.")
@@ -77,7 +75,6 @@ def spawn(policy: Policy) -> int:
         os.waitpid(pid, 0)
         raise RestrictError("the process that was to keep the policy ended.")
     with policy.globals() as values:
-        values.set("kept", NUMBER)
         values.set("owner_start_ticks", start_ticks(pid))
         values.set("owner_tgid", pid)
     return pid

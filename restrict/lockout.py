@@ -12,7 +12,7 @@ import mmap
 import os
 
 from pybpf.errors import PybpfError
-from pybpf.sys import bpf
+from pybpf.kernel.map import Map
 from restrict.errors import LockoutError, RestrictError
 from restrict.events import Event, Reader
 from restrict.guard import Globals, offsets_of
@@ -150,14 +150,14 @@ def would_deny(
 
 def reset_counters(obj: Object) -> int:
     """Set the counters to zero; returns how many events were dropped until now."""
-    counters = obj.maps["counters"]
     lost = 0
-    for key in range(counters.max_entries):
-        raw = key.to_bytes(4, "little")
-        value = bytearray(counters.value_size)
-        if bpf.map_lookup(counters.fileno(), raw, value):
+    # A handle without the object's types: values as bytes.
+    with Map(obj.maps["counters"].dup(), "counters") as counters:
+        for key in range(counters.max_entries):
+            raw = key.to_bytes(4, "little")
+            value = counters.lookup(raw)
             lost += int.from_bytes(value[24:32], "little")
-            bpf.map_update(counters.fileno(), raw, bytes(len(value)))
+            counters.update(raw, bytes(len(value)))
     return lost
 
 

@@ -23,7 +23,7 @@ from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
 from restrict.abi import PINS_FILESYSTEM, PINS_KINDS, kernel_dev
-from restrict.errors import RestrictError, system_error
+from restrict.errors import KernelError, RestrictError, system_error
 from restrict.guard import COMMON, Globals, offsets_of, ticks_of
 from restrict.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, mounts, unmount
 from restrict.policy import attach_sysctl, load_plan, pin_name, trusted_folder
@@ -458,7 +458,9 @@ def open_pinned(path: str = FOLDER, plan: Plan | None = None) -> Pins | None:
         for name in (".bss", "pins_ids", "events"):
             found[name] = Map.from_pin(f"{path}/{_pin(name)}")
         return _handles(path, found, plan, places)
-    except BaseException:
+    except BaseException as error:
         for handle in found.values():
             handle.close()
+        if isinstance(error, KernelError) and error.errno in (errno.EPERM, errno.EACCES):
+            error.hint = "Its owner and deputy alone may: `restrict pins status` says who they are."
         raise

@@ -7,36 +7,23 @@ import os
 
 from restrict import pins, pins_status
 from restrict.abi import PINS_KINDS
-from restrict.errors import RestrictError
+from restrict.commands import group, opened, print_json, watch
+from restrict.policy import default_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-    from restrict.events import Event
-
 __all__ = ["add_parser"]
 
 
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value), flush=True)
-
-
 def _opened(arguments: argparse.Namespace) -> pins.Pins:
-    found = pins.open_pinned(arguments.path)
-    if found is None:
-        raise RestrictError(
-            "the pins policy is not installed there.", path=arguments.path,
-            hint="Type `restrict pins install`.",
-        )  # fmt: skip
-    return found
+    return opened(pins.open_pinned(arguments.path), "pins", arguments.path)
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    plan = pins.load_plan(arguments.plan or pins.default_plan())
+    plan = pins.load_plan(arguments.plan or default_plan("pins"))
     stop = -1
     if arguments.foreground:
         from restrict.serve import wait_signals
@@ -47,7 +34,7 @@ def _install(arguments: argparse.Namespace) -> int:
         plan, path=arguments.path, owner=owner, audit=arguments.audit, strict=arguments.strict
     ) as policy:
         if arguments.json:
-            _print_json(
+            print_json(
                 {
                     "path": policy.path,
                     "mode": "audit" if arguments.audit else "deny",
@@ -60,7 +47,7 @@ def _install(arguments: argparse.Namespace) -> int:
             for note in policy.notes:
                 print(f"note: {note}", flush=True)
         if arguments.foreground:
-            _serve(policy, arguments.json, stop)
+            watch(policy.events.fileno(), "pins", arguments.json, stop)
     return 0
 
 
@@ -77,7 +64,7 @@ def _owner(arguments: argparse.Namespace, owner: int) -> str:
 def _status(arguments: argparse.Namespace) -> int:
     found = pins_status.read(arguments.path)
     if arguments.json:
-        _print_json({"in_force": False} if found is None else found.as_dict())
+        print_json({"in_force": False} if found is None else found.as_dict())
     elif found is None:
         print("pins: not in force (nothing is pinned there)")
     else:
@@ -90,7 +77,7 @@ def _protect(arguments: argparse.Namespace) -> int:
         new = policy.protect(arguments.directory)
         notes = policy.notes
     if arguments.json:
-        _print_json({"directory": arguments.directory, "new": new, "notes": notes})
+        print_json({"directory": arguments.directory, "new": new, "notes": notes})
     else:
         print(f"{arguments.directory}: " + ("guarded" if new else "was guarded already"))
         for note in notes:
@@ -99,11 +86,9 @@ def _protect(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    found = pins_status.read(arguments.path)
-    if found is None:
-        raise RestrictError("the pins policy is not installed there.", path=arguments.path)
+    found = opened(pins_status.read(arguments.path), "pins", arguments.path)
     if arguments.json:
-        _print_json(found.registered)
+        print_json(found.registered)
         return 0
     for kind, idents in found.registered.items():
         print(f"{kind}s: {' '.join(map(str, idents)) or '(none)'}")
@@ -118,7 +103,7 @@ def _register(arguments: argparse.Namespace) -> int:
             policy.register(arguments.kind, arguments.id)
             found = True
     if arguments.json:
-        _print_json({"kind": arguments.kind, "id": arguments.id, "found": found})
+        print_json({"kind": arguments.kind, "id": arguments.id, "found": found})
     elif not found:
         print(f"pins: {arguments.kind} {arguments.id} was not registered")
     return 0 if found else 1
@@ -134,7 +119,7 @@ def _delegate(arguments: argparse.Namespace) -> int:
         with _opened(arguments) as policy:
             policy.delegate(arguments.process or None)
     if arguments.json:
-        _print_json({"deputy": arguments.process or None})
+        print_json({"deputy": arguments.process or None})
     return 0
 
 
@@ -142,21 +127,8 @@ def _disown(arguments: argparse.Namespace) -> int:
     with _opened(arguments) as policy:
         policy.disown()
     if arguments.json:
-        _print_json({"owner": 0})
+        print_json({"owner": 0})
     return 0
-
-
-def _serve(policy: pins.Pins, as_json: bool, stop: int) -> None:
-    from restrict.serve import SOCKETS, Server
-
-    def show(event: Event) -> None:
-        if as_json:
-            _print_json({"event": "denial", **event.as_dict()})
-        else:
-            print(event.text(), flush=True)
-
-    with Server(policy.events.fileno(), SOCKETS["pins"]) as server:
-        server.run(stop, show)
 
 
 def _watch(arguments: argparse.Namespace) -> int:
@@ -164,7 +136,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
     stop = wait_signals()
     with _opened(arguments) as policy:
-        _serve(policy, arguments.json, stop)
+        watch(policy.events.fileno(), "pins", arguments.json, stop)
     return 0
 
 
@@ -172,13 +144,13 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     policy = pins.open_pinned(arguments.path)
     if policy is None:
         if arguments.json:
-            _print_json({"removed": False})
+            print_json({"removed": False})
         else:
             print("pins: nothing is installed there")
         return 1
     left = policy.uninstall()
     if arguments.json:
-        _print_json({"removed": True, "links_held": left})
+        print_json({"removed": True, "links_held": left})
     elif left:
         print(f"pins: removed; somebody still holds the links {' '.join(map(str, left))}")
     return 0
@@ -187,20 +159,9 @@ def _uninstall(arguments: argparse.Namespace) -> int:
 def add_parser(commands: Any) -> None:
     """Add ``pins`` to the subparsers of ``restrict``."""
     text = "policies that nobody but their owner can unload"
-    parser = commands.add_parser("pins", help=text, description=text)
-    inner = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, words: str, run: object) -> Any:
-        command = inner.add_parser(name, help=words, description=words)
-        command.add_argument("--json", action="store_true", help="machine-readable output")
-        command.add_argument(
-            "--path", metavar="DIR", default=pins.FOLDER, help="where its bpf filesystem is"
-        )
-        command.set_defaults(run=run)
-        return command
-
+    add = group(commands, "pins", text, "--path", pins.FOLDER, "where its bpf filesystem is")
     install = add("install", "mount a bpf filesystem and guard it", _install)
-    install.add_argument("--plan", metavar="FILE", help="the frozen policy")
+    install.add_argument("--plan", metavar="FILE", help="the frozen policy (default: restrict's)")
     install.add_argument("--audit", action="store_true", help="report, but deny nothing")
     install.add_argument(
         "--strict", action="store_true",
@@ -224,7 +185,7 @@ def add_parser(commands: Any) -> None:
     ):
         command = add(name, words, _register)
         command.add_argument("kind", choices=PINS_KINDS)
-        command.add_argument("id", type=int)
+        command.add_argument("id", type=int, help="the kernel's id of it")
         command.set_defaults(forget=name == "unregister")
     delegate = add("delegate", "give a process the owner's rights beside the owner", _delegate)
     delegate.add_argument("process", type=int, metavar="PID", help="0 takes them back")

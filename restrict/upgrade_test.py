@@ -227,8 +227,7 @@ def rehearse(
 
 def _counter(counters: Map, operation: str, verdict: int) -> int:
     key = abi.OPERATIONS.index(operation).to_bytes(4, "little")
-    value = bytearray(counters.value_size)
-    bpf.map_lookup(counters.fileno(), key, value)
+    value = counters.lookup(key)
     return int.from_bytes(value[8 * verdict : 8 * verdict + 8], "little")
 
 

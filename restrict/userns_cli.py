@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 
 from restrict import userns, userns_pins
-from restrict.errors import KernelError, RestrictError
+from restrict.commands import group, opened, print_json, watch
+from restrict.errors import RestrictError, system_error
 from restrict.policy import default_plan
 
 TYPE_CHECKING = False
@@ -17,35 +18,26 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value), flush=True)
-
-
 def _opened(arguments: argparse.Namespace) -> userns.Userns:
-    found = userns_pins.open_pinned(arguments.pins)
-    if found is None:
-        raise RestrictError(
-            "the userns policy is not installed.", path=arguments.pins,
-            hint="Type `restrict userns install`.",
-        )  # fmt: skip
-    return found
+    return opened(userns_pins.open_pinned(arguments.pins), "userns", arguments.pins)
 
 
 def _open(path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
-        raise KernelError(
-            f"it cannot be opened: {error.strerror}.",
-            errno=error.errno or 0, call="open", path=path,
-        ) from None  # fmt: skip
+        raise system_error("it cannot be opened", error, "open", path=path) from None
 
 
-def _inode(text: str) -> int | None:
-    """The inode number that stands there; None where a path does."""
-    return int(text) if text.isascii() and text.isdigit() else None
+def _namespace(text: str) -> int | str:
+    """The argument: an inode number, or the path of a namespace."""
+    if not (text.isascii() and text.isdigit()):
+        return text
+    if len(text) > 10 or int(text) > 0xFFFFFFFF:
+        import argparse
+
+        raise argparse.ArgumentTypeError("inode numbers of namespaces have 32 bits")
+    return int(text)
 
 
 def _install(arguments: argparse.Namespace) -> int:
@@ -61,7 +53,7 @@ def _install(arguments: argparse.Namespace) -> int:
     ) as policy:
         attached = sorted(set(policy.links) - set(policy.reused))
         if arguments.json:
-            _print_json(
+            print_json(
                 {
                     "pins": pins,
                     "mode": "audit" if arguments.audit else "deny",
@@ -85,7 +77,7 @@ def _install(arguments: argparse.Namespace) -> int:
 def _uninstall(arguments: argparse.Namespace) -> int:
     found = userns_pins.uninstall(arguments.pins)
     if arguments.json:
-        _print_json({"removed": found})
+        print_json({"removed": found})
     elif not found:
         print("userns: nothing is pinned there")
     return 0 if found else 1
@@ -100,24 +92,24 @@ def _put(arguments: argparse.Namespace) -> int:
             options: dict[str, Any] = {
                 "replace": arguments.replace, "deny_setgroups": arguments.deny_setgroups
             }  # fmt: skip
-            inode = _inode(arguments.namespace)
-            if inode is not None:
+            inode = arguments.namespace
+            if isinstance(inode, int):
                 policy.put_by_inode(inode, fds, **options)
             else:
-                fds.append(_open(arguments.namespace, os.O_RDONLY))
+                fds.append(_open(inode, os.O_RDONLY))
                 inode = policy.put_by_fd(fds[-1], fds[:-1], **options)
     finally:
         for fd in fds:
             os.close(fd)
     if arguments.json:
-        _print_json({"inode": inode})
+        print_json({"inode": inode})
     return 0
 
 
 def _reset(arguments: argparse.Namespace) -> int:
-    inode = _inode(arguments.namespace)
-    if inode is None:
-        fd = _open(arguments.namespace, os.O_RDONLY)
+    inode = arguments.namespace
+    if isinstance(inode, str):
+        fd = _open(inode, os.O_RDONLY)
         try:
             inode = userns.namespace_inode(fd)
         finally:
@@ -125,7 +117,7 @@ def _reset(arguments: argparse.Namespace) -> int:
     with _opened(arguments) as policy:
         found = policy.reset_by_inode(inode)
     if arguments.json:
-        _print_json({"inode": inode, "removed": found})
+        print_json({"inode": inode, "removed": found})
     elif not found:
         print(f"userns: namespace {inode} was not managed")
     return 0 if found else 1
@@ -135,9 +127,9 @@ def _list(arguments: argparse.Namespace) -> int:
     with _opened(arguments) as policy:
         policy.remove_ended()
         entries = policy.namespaces()
-    programs = list(userns_pins.pinned_links(arguments.pins))
+    programs = userns_pins.pinned_links(arguments.pins)
     if arguments.json:
-        _print_json({"programs": programs, "namespaces": [e.as_dict() for e in entries]})
+        print_json({"programs": programs, "namespaces": [e.as_dict() for e in entries]})
         return 0
     print(f"userns: {len(programs)} programs attached, {len(entries)} namespaces managed")
     for entry in entries:
@@ -152,7 +144,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
     found = userns_status.read(arguments.pins)
     if arguments.json:
-        _print_json({"in_force": False} if found is None else found.as_dict())
+        print_json({"in_force": False} if found is None else found.as_dict())
     elif found is None:
         print(f"userns: not installed in {arguments.pins}")
     else:
@@ -161,26 +153,17 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _serve(policy: userns.Userns, as_json: bool, stop: int) -> None:
-    """Take out what has ended, print events, and offer them to `restrict events`."""
-    from restrict.events import Event
-    from restrict.serve import SOCKETS, Server
+    """Take out what has ended, print denials, and offer them to `restrict events`."""
 
     def ended() -> None:
         for inode in policy.remove_ended():
             if as_json:
-                _print_json({"event": "ended", "inode": inode})
+                print_json({"event": "ended", "inode": inode})
             else:
                 print(f"namespace {inode} has ended", flush=True)
 
-    def show(event: Event) -> None:
-        if as_json:
-            _print_json({"event": "denial", **event.as_dict()})
-        else:
-            print(event.text(), flush=True)
-
     ended()
-    with Server(policy.maps["events"].fileno(), SOCKETS["userns"]) as server:
-        server.run(stop, show, (policy.fileno(), ended))
+    watch(policy.maps["events"].fileno(), "userns", as_json, stop, (policy.fileno(), ended))
 
 
 def _watch(arguments: argparse.Namespace) -> int:
@@ -208,20 +191,10 @@ def _watch(arguments: argparse.Namespace) -> int:
 def add_parser(commands: Any) -> None:
     """Add ``userns`` to the subparsers of ``restrict``."""
     text = "members of delegated user namespaces leave no inode behind"
-    parser = commands.add_parser("userns", help=text, description=text)
-    inner = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, words: str, run: object) -> Any:
-        command = inner.add_parser(name, help=words, description=words)
-        command.add_argument("--json", action="store_true", help="machine-readable output")
-        command.add_argument(
-            "--pins", metavar="DIR", default=userns_pins.PINS, help="directory in bpffs"
-        )
-        command.set_defaults(run=run)
-        return command
+    add = group(commands, "userns", text, "--pins", userns_pins.PINS, "where its pins are")
 
     install = add("install", "load and attach; what is pinned already is reused", _install)
-    install.add_argument("--plan", metavar="FILE", help="the frozen policy")
+    install.add_argument("--plan", metavar="FILE", help="the frozen policy (default: restrict's)")
     install.add_argument("--audit", action="store_true", help="report, but deny nothing")
     install.add_argument(
         "--no-pin", action="store_true", help="run until a signal, and watch meanwhile"
@@ -235,7 +208,8 @@ def add_parser(commands: Any) -> None:
     add("status", "tell what is in force; works without privileges", _status)
 
     put = add("put", "manage a namespace, or add to its mounts", _put)
-    put.add_argument("namespace", help="inode number, or a path such as /proc/PID/ns/user")
+    inode = "inode number, or a path such as /proc/PID/ns/user"
+    put.add_argument("namespace", type=_namespace, help=inode)
     put.add_argument(
         "--mount", action="append", metavar="PATH", help="inodes may be created on its mount"
     )
@@ -250,6 +224,6 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
 
     reset = add("reset", "manage a namespace no longer", _reset)
-    reset.add_argument("namespace", help="inode number, or a path such as /proc/PID/ns/user")
+    reset.add_argument("namespace", type=_namespace, help=inode)
     add("list", "tell what is managed", _list)
     add("watch", "take out namespaces that end, and print denials, until a signal", _watch)

@@ -22,9 +22,7 @@ import os
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
-from pybpf.kernel.object import check_kind
 from pybpf.kernel.program import Program
-from pybpf.sys import bpf
 from restrict.errors import KernelError, RestrictError, system_error
 from restrict.guard import Globals, offsets_of, ticks_of
 from restrict.policy import load_plan, trusted_folder
@@ -33,8 +31,13 @@ from restrict.userns import GLOBALS, Userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from pybpf.kernel.object import KernelObject
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
+
+    _T = TypeVar("_T", bound=KernelObject)
 
 __all__ = [
     "PINS",
@@ -90,24 +93,20 @@ def _make_folders(pins: str) -> None:
             ) from None
 
 
-def _pinned(path: str, kind: str) -> int | None:
+def _pinned(kind: type[_T], path: str, name: str) -> _T | None:
+    """What is pinned there, under the name that it has in the object; None if nothing is."""
     try:
-        fd = bpf.obj_get(path)
+        return kind(kind.from_pin(path).detach_fd(), name)
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None
-        if error.errno == errno.EPERM:
+        if error.errno in (errno.EPERM, errno.EACCES):
             error.hint = (
-                "The guard gives it to the policy's owner alone, see `restrict userns status`; "
-                "without one, to whoever has CAP_SYS_ADMIN in the initial user namespace."
+                "It is root's, and the guard gives it to the policy's owner alone, see `restrict "
+                "userns status`; without one, to whoever has CAP_SYS_ADMIN in the initial user "
+                "namespace."
             )
-        raise error.at(path=path) from None
-    try:
-        check_kind(fd, kind)
-    except BaseException:
-        os.close(fd)
         raise
-    return fd
 
 
 def _check_link(link: Link, obj: Object, name: str, path: str) -> None:
@@ -134,7 +133,7 @@ class _Installation:
     def __init__(self, pins: str | None) -> None:
         self.pins = pins
         self.lock = -1
-        self.given: dict[str, int] = {}
+        self.given: dict[str, Map] = {}
         self.links: dict[str, Link] = {}
         self.reused: list[str] = []
         self.made: list[str] = []
@@ -149,10 +148,10 @@ class _Installation:
             self.lock = _lock(self.pins)
             fcntl.flock(self.lock, fcntl.LOCK_EX)
             for name, pin in _MAPS.items():
-                fd = _pinned(f"{self.pins}/maps/{pin}", "map")
-                if fd is not None:
-                    self.given[name] = fd
-        self.obj = obj = run(plan, maps=self.given)
+                found = _pinned(Map, f"{self.pins}/maps/{pin}", name)
+                if found is not None:
+                    self.given[name] = found
+        self.obj = obj = run(plan, maps={name: m.fileno() for name, m in self.given.items()})
         if self.pins is not None:
             for name, pin in _MAPS.items():
                 if name not in self.given:
@@ -165,10 +164,10 @@ class _Installation:
         """Attach what no pinned link attaches already."""
         for name in obj.programs:
             path = _link_pin(self.pins, name) if self.pins is not None else ""
-            fd = _pinned(path, "link") if path else None
-            if fd is not None:
-                self.links[name] = Link(fd, name)
-                _check_link(self.links[name], obj, name, path)
+            found = _pinned(Link, path, name) if path else None
+            if found is not None:
+                self.links[name] = found
+                _check_link(found, obj, name, path)
                 self.reused.append(name)
                 continue
             if name == STATUS and not path:
@@ -212,8 +211,8 @@ class _Installation:
     def close(self) -> None:
         if self.obj is not None:
             self.obj.close()
-        for fd in self.given.values():
-            os.close(fd)
+        for found in self.given.values():
+            found.close()
         if self.lock >= 0:
             os.close(self.lock)
 
@@ -273,15 +272,15 @@ def open_pinned(pins: str = PINS) -> Userns | None:
         return None
     try:
         for name, pin in _MAPS.items():
-            fd = _pinned(f"{pins}/maps/{pin}", "map")
-            if fd is None:
+            present = _pinned(Map, f"{pins}/maps/{pin}", name)
+            if present is None:
                 if maps:
                     raise RestrictError(
                         f"the pin {pin} is missing beside the others.",
                         path=f"{pins}/maps", hint="Install again.",
                     )  # fmt: skip
                 return None
-            maps[name] = Map(fd, name)
+            maps[name] = present
         result = Userns(maps, {}, pins=pins, lock=_lock(pins))
     except BaseException:
         for found in maps.values():
@@ -312,9 +311,9 @@ def uninstall(pins: str = PINS, *, timeout: float = 5.0) -> bool:
     links: list[int] = []
     programs: list[int] = []
     for name in pinned_links(pins):
-        fd = _pinned(f"{pins}/programs/{name}", "link")
-        if fd is not None:
-            with Link(fd, name) as link:
+        found_link = _pinned(Link, f"{pins}/programs/{name}", name)
+        if found_link is not None:
+            with found_link as link:
                 links.append(link.id)
                 programs.append(link.prog_id)
     try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,61 @@ def test_usage(words: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("events", "--fd", "999"), 1, "fd 999: it is not open"),
+        (("events", "--fd", "0"), 1, "fd 0: it is no BPF ring buffer"),
+        (("events", "--fd", "-1"), 2, "--fd"),
+        (("events", "--fd", "99999999999999"), 2, "--fd"),
+        (("status", "--path", "/"), 1, "cannot be read"),
+        (("status", "--path", "/etc/passwd"), 1, "cannot be read"),
+        (("bundle", "--object", "/no/object", "-o", "x"), 1, "/no/object: the object cannot be"),
+        (("bundle", "-o", "/no/folder/x"), 1, "/no/folder/x: the file cannot be written"),
+        (("bundle", "--policy-version", "99999999999", "-o", "x"), 1, "from 1 to 4294967295"),
+        (("simulate", "--assume", "/no/mount"), 1, "/no/mount"),
+        (("userns", "install", "--plan", "/etc/passwd"), 1, "/etc/passwd: this is no frozen Plan"),
+        (("userns", "reset", "9" * 5000), 2, "32 bits"),
+        (("userns", "reset", "4294967296"), 2, "32 bits"),
+        (("userns", "reset", "/no/path"), 1, "/no/path: it cannot be opened"),
+        (("userns", "reset", "/etc/passwd"), 1, "not one of a user namespace"),
+        (("pins", "install", "--owner", "99999999"), 1, "there is no process 99999999"),
+        (("pins", "install", "--owner", "-4"), 1, "there is no process -4"),
+        (("pins", "list", "--path", "/etc"), 1, "Type `restrict pins install`"),
+        (("pins", "register", "btf", "1"), 2, "invalid choice"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    words: tuple[str, ...], status: int, said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "restrict", *words],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said in done.stderr
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    if status == 1:
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    done = restrict("bundle", "-o", str(tmp_path / "x"))
+    assert done.returncode == 1
+    assert "the file cannot be written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_not_a_directory(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    done = restrict("userns", "uninstall", "--pins", str(file))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "nothing is pinned" in done.stdout
 
 
 def test_init_is_for_pid_1() -> None:

@@ -133,3 +133,11 @@ def test_start_ticks_of_a_name_with_parentheses(tmp_path: Path) -> None:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         assert 0 <= uptime - ticks / os.sysconf("SC_CLK_TCK") < 30
         child.stdin.close()
+
+
+def test_of_whom_there_is_no_time() -> None:
+    assert guard.ticks_of(1) == 0
+    assert guard.ticks_of(os.getpid()) == guard.start_ticks()
+    for pid in ((1 << 22) + 1, 0, -5):
+        with pytest.raises(RestrictError, match=f"no process {pid}"):
+            guard.ticks_of(pid)
