@@ -49,7 +49,7 @@ def test_usage(words: tuple[str, ...]) -> None:
         (("events", "--fd", "-1"), 2, "--fd"),
         (("events", "--fd", "99999999999999"), 2, "--fd"),
         (("status", "--path", "/"), 1, "cannot be read"),
-        (("status", "--path", "/etc/passwd"), 1, "cannot be read"),
+        (("status", "--path", "/etc/passwd"), 1, "not the status of the fsaccess policy"),
         (("bundle", "--object", "/no/object", "-o", "x"), 1, "/no/object: the object cannot be"),
         (("bundle", "-o", "/no/folder/x"), 1, "/no/folder/x: the file cannot be written"),
         (("bundle", "--policy-version", "99999999999", "-o", "x"), 1, "from 1 to 4294967295"),
