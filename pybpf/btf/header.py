@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 
 from pybpf.btf.consts import BTF_MAGIC, BTF_VERSION, HEADER_LEN, RECORD_WORDS
@@ -11,6 +10,7 @@ from pybpf.errors import FormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Mapping
     from typing import NamedTuple
 else:

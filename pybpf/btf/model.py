@@ -13,7 +13,6 @@ FormatError, also when they are found late.
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 from array import array
@@ -43,7 +42,10 @@ from pybpf.errors import FormatError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Collection, Iterable, Iterator
+
+    Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 __all__ = [
     "SYSFS",
@@ -58,8 +60,6 @@ __all__ = [
 ]
 
 SYSFS = "/sys/kernel/btf"
-
-Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 _REFERRING = MODIFIERS | {KIND_TYPEDEF}
 _RESOLVED_THROUGH = _REFERRING | {KIND_VAR, KIND_DECL_TAG}
@@ -108,6 +108,9 @@ class Btf:
         self._names: dict[int, str] = {}
         self._candidates: dict[str, tuple[int, ...]] = {}
         self._by_name: dict[str, tuple[int, ...]] = {}
+        # As it is loaded (pybpf.compiler), by what else that depends on: compiling the programs of
+        # an object one by one asks for it each time.
+        self.loadable: dict[tuple[int, ...], bytes] = {}
 
     @classmethod
     def parse(

@@ -8,7 +8,6 @@ Python a record as possible. Memory: 2 bytes a record walked past, and one chunk
 from __future__ import annotations
 
 import _thread
-import mmap
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
@@ -18,6 +17,7 @@ from pybpf.errors import FormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Collection, Iterator, Mapping
 
 __all__ = ["Walk", "find_all"]

@@ -3,11 +3,14 @@
 
 Human text by default, JSON with --json. Exit status: 0 done, 1 refused or mismatched, 2 wrong
 usage. Errors go to standard error, one paragraph each.
+
+What a command imports is most of the time that it takes: argparse is imported where there are
+options that it must read, a command's module when it is called, and what reads objects when there
+is one to read.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from importlib import import_module
@@ -17,6 +20,7 @@ from pybpf.errors import PybpfError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
@@ -57,27 +61,67 @@ def _version() -> str:
         return "from a source tree, not installed"
 
 
+def _parse(arguments: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
+    """(what runs the command, its arguments). Raises SystemExit, as argparse does.
+
+    Only the module of the command that is called is imported.
+    """
+    if arguments[:1] == ["run"]:
+        from pybpf.cli import run
+
+        plain = run.plain(arguments[1:])
+        if plain is not None:
+            return run.run, plain
+    parser, runners = _parser(arguments)
+    args = parser.parse_args(arguments)
+    return runners[args.command], args
+
+
 def _parser(
     arguments: Sequence[str],
 ) -> tuple[argparse.ArgumentParser, dict[str, Callable[[Any], int]]]:
     """The parser, with the options of the one command that is called: only its module loads."""
+    import argparse
+
+    class Help(argparse.HelpFormatter):
+        def __init__(self, prog: str) -> None:
+            # Without a width argparse imports shutil, 3 ms, also where no help is printed.
+            super().__init__(prog, width=_columns())
+
+    class Overview(Help, argparse.RawDescriptionHelpFormatter):
+        """The epilog as it is."""
+
     parser = argparse.ArgumentParser(
         prog="pybpf",
         description="A BPF loader in pure Python: load, relocate, inspect and explain BPF objects.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Overview,
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runners: dict[str, Callable[[Any], int]] = {}
     for name, (where, text) in _COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=Help
+        )
         if name in arguments[:1]:
             module = import_module(f"pybpf.cli.{where}")
             declare = getattr(module, f"add_{name}" if where == "live" else "add")
             declare(sub)
             runners[name] = module.run
     return parser, runners
+
+
+def _columns() -> int:
+    """The width of help, as argparse has it."""
+    try:
+        return int(os.environ["COLUMNS"]) - 2
+    except (KeyError, ValueError):
+        pass
+    try:
+        return (os.get_terminal_size(1).columns or 80) - 2
+    except OSError:
+        return 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,21 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pybpf {_version()}")
         return 0
     try:
-        parser, runners = _parser(arguments)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not exc.name.startswith("elftools"):
-            raise
-        print(f"pybpf {arguments[0]}: {exc}", file=sys.stderr)
-        return 1
-    try:
-        args = parser.parse_args(arguments)
+        runner, args = _parse(arguments)
     except SystemExit as exc:  # argparse: --help 0, wrong usage 2
         return exc.code if isinstance(exc.code, int) else 2
+    except ModuleNotFoundError as exc:
+        return _without(exc, arguments[0])
     # Text of ours and names of others' objects have characters that a terminal may lack.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = runners[args.command](args)
+        status = runner(args)
         sys.stdout.flush()
         return status
     except UsageError as exc:
@@ -110,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PybpfError as exc:
         print(f"pybpf {args.command}: {exc}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as exc:
+        return _without(exc, args.command)
     except BrokenPipeError:
         # Whoever read our output has gone: nothing more to say, and nothing to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -122,6 +163,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _without(missing: ModuleNotFoundError, command: str) -> int:
+    """pyelftools is not there, without which bundles run and nothing else does."""
+    if missing.name is None or not missing.name.startswith("elftools"):
+        raise missing
+    print(f"pybpf {command}: {missing}", file=sys.stderr)
+    return 1
+
+
+class _WhenUsed:
+    """Modules that are imported for what happens seldom: each is loaded when it is first used.
+
+    pyelftools' import of these, for its debugger and for printing, is a quarter of the time from
+    an object to its programs in the kernel. importlib's LazyLoader gives the modules themselves,
+    whoever imports them; only their loading waits.
+    """
+
+    names = frozenset(("dataclasses", "inspect", "pathlib", "pdb", "traceback"))
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> Any:
+        """The specification of one of these modules (importlib's protocol of finders)."""
+        if name not in cls.names:
+            return None
+        from importlib.machinery import PathFinder
+        from importlib.util import LazyLoader
+
+        spec = PathFinder.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = LazyLoader(spec.loader)
+        return spec
+
+
 def console() -> NoReturn:
     """Run the command of this process' arguments and end the process.
 
@@ -129,6 +202,10 @@ def console() -> NoReturn:
     freeing what was imported takes a fifth of a short command's time. Handlers of atexit do not
     run; pybpf has none.
     """
+    import gc
+
+    gc.set_threshold(50_000)  # from 700: importing makes much and leaves no garbage
+    sys.meta_path.insert(0, _WhenUsed)
     status = main()
     try:
         sys.stderr.flush()

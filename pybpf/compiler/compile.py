@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from weakref import WeakKeyDictionary
 
 from pybpf.btf.consts import (
     ENUM_KINDS,
@@ -41,8 +40,6 @@ __all__ = ["compile", "compile_alternatives"]
 RELOCATE = ("kernel", "python")
 # What kernels that relocate themselves (5.17) may yet lack in BTF.
 _NEWER_THAN_CORE = frozenset(("enum64", "qmark_datasec"))
-# BTF as it is loaded: compiling programs of one object one by one asks for it each time.
-_loadable: WeakKeyDictionary[Btf, dict[tuple[int, ...], bytes]] = WeakKeyDictionary()
 
 
 def compile(
@@ -238,7 +235,7 @@ class _Compiled:
     def _btf(self) -> bytes:
         spec = self.spec
         assert spec.btf is not None
-        kept = _loadable.setdefault(spec.btf, {})
+        kept = spec.btf.loadable
         hidden = tuple(f.type_id for f in spec.functions if f.type_id and not f.global_)
         if hidden not in kept:
             kept[hidden] = loadable(spec.btf, static_functions=hidden)

@@ -7,7 +7,6 @@ import struct
 
 from pybpf.btf.consts import KIND_FUNC, KIND_NAMES, KIND_STRUCT, KIND_TYPEDEF
 from pybpf.btf.ext import pack_core_relos
-from pybpf.compiler.core import Bodies
 from pybpf.compiler.maps import jump_table
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.struct_ops import Fitted
@@ -24,6 +23,8 @@ from pybpf.sys import abi
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pybpf.compiler.core import Bodies
 
 __all__ = ["ProgramCompiler", "attach_symbol"]
 
@@ -74,7 +75,11 @@ class ProgramCompiler:
         self.resolved = resolved
         self.btf = btf
         self.arena_at_end = arena_at_end
-        self._bodies = Bodies(spec, target) if target is not None else None
+        self._bodies: Bodies | None = None
+        if target is not None:  # otherwise CO-RE is the kernel's
+            from pybpf.compiler.core import Bodies
+
+            self._bodies = Bodies(spec, target)
         self._linker = Linker(spec, self._bodies.body if self._bodies is not None else None)
         self._order = "<" if spec.byteorder == "little" else ">"
 

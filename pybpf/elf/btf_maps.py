@@ -8,7 +8,7 @@ macros __uint, __type, __array and __ulong of libbpf's bpf_helpers.h write them.
 
 from __future__ import annotations
 
-import mmap
+import os
 
 from pybpf.btf.consts import (
     KIND_ARRAY,
@@ -57,7 +57,7 @@ class MapDefinition:
 
 def ring_size(size: int) -> int:
     """A ring buffer's size made valid: a power of two that is a multiple of the page size."""
-    page = mmap.PAGESIZE
+    page = os.sysconf("SC_PAGESIZE")
     if size == 0 or (size & (size - 1) == 0 and size % page == 0):
         return size
     fit = page

@@ -18,11 +18,12 @@ from pybpf.sys import bpf
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Any
 
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
 
-__all__ = ["HELP", "execute", "main"]
+__all__ = ["HELP", "Help", "arguments", "execute", "main"]
 
 _INT, _TERM = 2, 15  # signal(7)
 
@@ -178,18 +179,26 @@ def _quote(text: str) -> str:
     return "".join(out)
 
 
-class _Help(Exception):
+class Help(Exception):
     """--help was asked for."""
 
 
-def _arguments(words: Sequence[str]) -> dict[str, object]:
-    """The keyword arguments of ``execute``. Raises UsageError."""
-    found: dict[str, object] = {}
+def arguments(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(keyword arguments of ``execute``, the words that are no options).
+
+    Raises UsageError, and Help where that is asked for.
+    """
+    found: dict[str, Any] = {}
+    others: list[str] = []
     rest = list(words)
     while rest:
-        word, equals, value = rest.pop(0).partition("=")
+        whole = rest.pop(0)
+        word, equals, value = whole.partition("=")
+        if word[:1] != "-":
+            others.append(whole)
+            continue
         if word in ("-h", "--help"):
-            raise _Help
+            raise Help
         if word in ("--no-attach", "--json") and not equals:
             found.update({"attach": False} if word == "--no-attach" else {"as_json": True})
             continue
@@ -208,7 +217,7 @@ def _arguments(words: Sequence[str]) -> dict[str, object]:
             raise UsageError(f"--seconds takes a number, not {value!r}.") from None
         if not 0 <= seconds < 1 << 31:  # also no NaN
             raise UsageError(f"--seconds takes a number of seconds, not {value!r}.")
-    return found
+    return found, others
 
 
 def main(data: bytes, words: Sequence[str], name: str) -> int:
@@ -217,14 +226,16 @@ def main(data: bytes, words: Sequence[str], name: str) -> int:
     The exit status: 0 done, 1 refused, 2 wrong usage. Raises nothing of pybpf.
     """
     try:
-        arguments = _arguments(words)
+        found, others = arguments(words)
+        if others:
+            raise UsageError(f"unknown argument {others[0]!r}.", hint="See --help.")
         try:
             # The bundle's own check sum has been compared by its stub.
             plan = from_bytes(data, trusted=True)
         except FormatError as error:
             raise error.at(file=name)  # noqa: B904
-        return execute(plan, leave=True, **arguments)  # type: ignore[arg-type]
-    except _Help:
+        return execute(plan, leave=True, **found)
+    except Help:
         sys.stdout.write(HELP.format(name=name))
         return 0
     except PybpfError as error:

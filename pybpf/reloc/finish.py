@@ -7,7 +7,7 @@ fd, a module's BTF fd, an address) becomes a patch that the executor of a Plan a
 
 from __future__ import annotations
 
-import mmap
+import os
 
 from pybpf.errors import RelocationError
 from pybpf.plan import ops
@@ -138,7 +138,7 @@ def arena_data_offset(found: MapSpec, at_end: bool) -> int:
     value in an instruction (kernel commit 12a1fe6e12db), and otherwise puts them at the start.
     Raises RelocationError if the arena is too small for them.
     """
-    page = mmap.PAGESIZE
+    page = os.sysconf("SC_PAGESIZE")
     size = found.max_entries * page
     start = size - -(-len(found.data or b"") // page) * page
     if start < 0:

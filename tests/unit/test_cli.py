@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pybpf.cli import main
+from pybpf.cli import main, run
 from pybpf.plan.frozen import from_bytes
 from tests.unit.test_compiler import make_kernel
 
@@ -158,3 +159,41 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "pybpf inspect x.bpf.o" in capsys.readouterr().out
     assert main(["no-such-command"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["x.o", "--no-attach x.o", "x.plan --seconds=0.5 --json", "--pin /sys/fs/bpf/a x.o",
+     "x.o --seconds 3 --no-attach"],
+)  # fmt: skip
+def test_run_reads_plain_arguments_as_argparse_does(words: str) -> None:
+    found = run.plain(words.split())
+    assert found is not None
+    parser = argparse.ArgumentParser()
+    run.add(parser)
+    for name, value in vars(parser.parse_args(words.split())).items():
+        assert getattr(found, name) == value or not (value or getattr(found, name)), name
+
+
+@pytest.mark.parametrize(
+    "words", ["", "x y", "--help", "x --set a=1", "x --no-att", "-- x", "x --seconds q", "x --pin"]
+)
+def test_run_leaves_other_arguments_to_argparse(words: str) -> None:
+    assert run.plain(words.split()) is None
+
+
+def test_reading_an_object_waits_with_what_it_seldom_needs() -> None:
+    code = f"""
+import sys
+from pybpf.cli import _WhenUsed
+sys.meta_path.insert(0, _WhenUsed)
+from pybpf.elf import read
+assert read({FEATURES!r}).programs
+assert not {{"dis", "bdb", "tokenize"}} & set(sys.modules), "loaded by inspect, pdb, traceback"
+import pdb
+from dataclasses import dataclass
+from pprint import pformat
+assert "bdb" in sys.modules and pdb.Pdb
+assert pformat(dataclass(type("A", (), {{"__annotations__": {{"b": int}}}}))(1)) == "A(b=1)"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=TREE)

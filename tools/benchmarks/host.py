@@ -28,6 +28,7 @@ __all__ = ["HostBench", "bpf_filesystem", "describe_host"]
 
 SELF_RUNNING = "bundle that runs by itself"
 BUNDLE = "bundle, by the library"
+COMMAND = "ELF, by the command pybpf run"
 KERNEL = "ELF, relocated in the kernel"
 PYTHON = "ELF, relocated in Python"
 WARM = ", modules imported before"
@@ -114,6 +115,17 @@ class HostBench:
             "load_elf", self.product, self.dependencies, subject.path, how, *modules
         )
 
+    def _command(self, subject: Subject) -> list[str | Path]:
+        """What `pybpf run OBJECT --no-attach` runs where pybpf is installed."""
+        code = (
+            "import sys; sys.path[0:0] = sys.argv[1:3]; del sys.argv[1:3]; "
+            "from pybpf.cli import console; console()"
+        )
+        return [
+            self.python, "-I", "-S", "-c", code, self.product, self.dependencies, "run",
+            subject.path, "--no-attach",
+        ]  # fmt: skip
+
     def _bpftool(self, subject: Subject) -> tuple[list[str | Path], Callable[[], None]]:
         pins = self.bpffs / subject.name
 
@@ -188,6 +200,7 @@ class HostBench:
                 SELF_RUNNING,
                 [self.python, "-I", "-S", self.self_running(bundle), "--no-attach"],
             ),
+            Contender(COMMAND, self._command(subject)),
             Contender(KERNEL, self._elf(subject, "kernel")),
             Contender(PYTHON, self._elf(subject, "python")),
             Contender(KERNEL + WARM, self._elf(subject, "kernel", *modules["kernel"])),
