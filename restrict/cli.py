@@ -65,7 +65,7 @@ def _enable(arguments: argparse.Namespace) -> int:
             f"the policy is in force already, owned by process {present.owner}.",
             hint="End that one, or add --no-status to stack a second one.",
         )
-    plan = fsaccess.load_plan(arguments.plan or fsaccess.default_plan())
+    plan = fsaccess.load_plan(arguments.plan or keep_cli.default_plan(kept))
     steps: list[str] = []
     trusted = 0
     if arguments.trust_initramfs:
@@ -75,8 +75,8 @@ def _enable(arguments: argparse.Namespace) -> int:
     )
     # No filter of our own: it would cover this process alone, and what it starts, which is nothing.
     poke_refused, poke = seccomp.report()
-    if kept == "pins":
-        return keep_cli.enable(arguments, plan, trusted, before_arm)
+    if kept != "process":
+        return keep_cli.enable(kept, arguments, plan, trusted, before_arm)
     stop = wait_signals()
     with fsaccess.enable(
         plan,
@@ -191,15 +191,28 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
-    from restrict import bundle
+    from restrict import bundle, bundle_ownerless
+    from restrict.errors import ConfigError
 
-    plan = bundle.build(
-        arguments.object or bundle.OBJECT,
-        filesystems=arguments.filesystem or ("erofs", "squashfs"),
-        deny_ptrace=arguments.deny_ptrace,
-        gate_device_mapper=arguments.gate_device_mapper,
-        policy_version=arguments.policy_version,
-    )
+    filesystems = arguments.filesystem or ("erofs", "squashfs")
+    if arguments.ownerless:
+        if arguments.deny_ptrace or arguments.gate_device_mapper:
+            raise ConfigError(
+                "the ownerless policy has no hook for --deny-ptrace or --gate-device-mapper."
+            )
+        plan = bundle_ownerless.build(
+            arguments.object or bundle_ownerless.OBJECT,
+            filesystems=filesystems,
+            policy_version=arguments.policy_version,
+        )
+    else:
+        plan = bundle.build(
+            arguments.object or bundle.OBJECT,
+            filesystems=filesystems,
+            deny_ptrace=arguments.deny_ptrace,
+            gate_device_mapper=arguments.gate_device_mapper,
+            policy_version=arguments.policy_version,
+        )
     size = bundle.write(plan, arguments.output)
     if arguments.json:
         _print_json({"file": arguments.output, "bytes": size, "programs": sorted(plan.programs)})
@@ -210,13 +223,14 @@ def _bundle(arguments: argparse.Namespace) -> int:
 
 def _init(words: Sequence[str]) -> int:
     """``restrict init [CONFIG]`` and ``restrict init --resume [--plan FILE] … -- PROGRAM …``."""
-    from restrict import config, init
+    from restrict import config, init, resume
 
     rest = list(words)
     if rest and rest[0] in ("-h", "--help"):
         print(
             "usage: restrict init [CONFIG]\n"
-            "       restrict init --resume [--plan FILE] [--events] -- PROGRAM [ARGUMENT …]\n\n"
+            "       restrict init --resume [--plan FILE] [--pins-plan FILE] [--events] -- PROGRAM "
+            "[ARGUMENT …]\n\n"
             "As PID 1 of an initramfs: enforce, then boot the signed root that CONFIG\n"
             f"({config.DEFAULT_PATH}) describes.\n"
             "--resume: as its successor on that root, take the policy over and execute PROGRAM\n"
@@ -226,18 +240,21 @@ def _init(words: Sequence[str]) -> int:
         return 0
     if rest and rest[0] == "--resume":
         rest = rest[1:]
-        plan, events = None, False
-        while rest and rest[0] in ("--plan", "--events"):
+        files: dict[str, str | None] = {"--plan": None, "--pins-plan": None}
+        events = False
+        while rest and rest[0] in (*files, "--events"):
             if rest[0] == "--events":
                 events, rest = True, rest[1:]
             elif len(rest) > 1:
-                plan, rest = rest[1], rest[2:]
+                files[rest[0]], rest = rest[1], rest[2:]
             else:
                 break
         if rest[:1] != ["--"] or len(rest) < 2:
             print("restrict: init --resume needs `-- PROGRAM …`", file=sys.stderr)
             return 2
-        return init.resume(rest[1:], plan_path=plan, events=events)
+        return resume.resume(
+            rest[1:], plan_path=files["--plan"], pins_plan=files["--pins-plan"], events=events
+        )
     if len(rest) > 1 or (rest and rest[0].startswith("-")):
         print(f"restrict: init takes one file, not {' '.join(rest)!r}", file=sys.stderr)
         return 2
@@ -269,9 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     enable = add("enable", "enforce", _enable)
     enable.add_argument(
         "--keep", choices=keep_names("enable"),
-        help="what keeps it: this process, or pins in a bpf filesystem under the pins policy "
-        "(this process then ends); default: the strongest that this kernel allows, with --audit "
-        "this process",
+        help="what keeps it: this process; or pins in a bpf filesystem under the pins policy, or "
+        "nothing but the root cgroup (this process then ends); default: the strongest that this "
+        "kernel allows, with --audit this process",
     )  # fmt: skip
     enable.add_argument(
         "--unguarded", action="store_true", help="with --keep pins: without the pins policy"
@@ -322,6 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     bundle = add("bundle", "freeze the policy for an image", _bundle)
     bundle.add_argument("-o", "--output", required=True, metavar="FILE")
     bundle.add_argument("--object", metavar="OBJ", help="another fsaccess.bpf.o")
+    bundle.add_argument(
+        "--ownerless", action="store_true", help="the policy for --keep ownerless (Linux 6.16)"
+    )
     bundle.add_argument("--filesystem", action="append", metavar="TYPE", help="type to allow")
     bundle.add_argument(
         "--deny-ptrace", action="store_true", help="nobody attaches to another process"

@@ -37,12 +37,14 @@
     wait = 10                              seconds to wait for the devices
     move = /dev /proc /sys /run            mounts that go along to the new root
     init = /sbin/init [ARGUMENT …]         what becomes PID 1 (required)
-    keep = exec                            what keeps the policy when init is executed: exec, its
-                                           own fds, for an init that adopts them (restrict init
-                                           --resume does); pins in /sys/fs/bpf, for any init;
-                                           ownerless: nobody, until the next boot (its own plan,
-                                           Linux 6.16); keeper: a process, the weakest
-    pins_plan = /etc/restrict/pins.plan    with keep = pins: the frozen policy that guards the
+    keep = auto                            what keeps the policy when init is executed. pins in
+                                           /sys/fs/bpf, for any init; ownerless: nobody, until the
+                                           next boot (its own plan, Linux 6.16), for any init; exec,
+                                           its own fds, for an init that adopts them; keeper: a
+                                           process, the weakest. auto: ownerless with a plan for
+                                           it, exec where init is `restrict init --resume`, else
+                                           pins
+    pins_plan = /etc/restrict/pins.plan    for pins: the frozen policy that guards the
                                            pins; without the file root can take them away
     on_failure = exit                      exit (the kernel panics), reboot or poweroff
     status = yes                           pin the status where `restrict status` reads it
@@ -99,7 +101,7 @@ _DEFAULTS = {
     "wait": "10",
     "move": "/dev /proc /sys /run",
     "init": "",
-    "keep": "exec",
+    "keep": "auto",
     "pins_plan": "/etc/restrict/pins.plan",
     "on_failure": "exit",
     "status": "yes",
@@ -108,7 +110,7 @@ _DEFAULTS = {
 _CHOICES = {
     "mode": ("exec", "audit"),
     "ptrace_poke": ("deny", "allow"),
-    "keep": ("exec", "pins", "ownerless", "keeper"),
+    "keep": ("auto", "pins", "ownerless", "exec", "keeper"),
     "on_failure": ("exit", "reboot", "poweroff"),
     "status": ("yes", "no"),
     "events": ("yes", "no"),
@@ -124,7 +126,7 @@ class InitConfig:
     __slots__ = (
         "audit", "carrier", "certificates", "command_line", "data", "deny_poke", "events",
         "filesystem", "hash", "hash_offset", "image", "init", "keep", "modules", "move", "name",
-        "on_failure", "options", "part", "pins_plan", "plan", "root", "root_hash",
+        "on_failure", "options", "part", "pins_plan", "plan", "resumes", "root", "root_hash",
         "signature", "status", "verity", "wait",
     )  # fmt: skip
 
@@ -157,6 +159,7 @@ class InitConfig:
         self.move = tuple(_path(word, "move") for word in values["move"].split())
         self.init = values["init"].split()
         _path(self.init[0], "init")
+        self.resumes = ("init", "--resume") in zip(self.init, self.init[1:], strict=False)
         self.keep = values["keep"]
         self.pins_plan = _path(values["pins_plan"], "pins_plan")
         self.on_failure = values["on_failure"]

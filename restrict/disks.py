@@ -13,6 +13,7 @@ roothash=, usrhash= and root=.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -21,7 +22,7 @@ import time
 
 from restrict import images
 from restrict.devmapper import Verity
-from restrict.errors import ConfigError, ImageError, KernelError, RestrictError
+from restrict.errors import ConfigError, ImageError, KernelError, RestrictError, system_error
 from restrict.gpt import Partition, parse
 from restrict.preflight import command_line_words
 
@@ -61,12 +62,7 @@ class Disk:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as e:
-            raise KernelError(
-                f"it cannot be opened: {os.strerror(e.errno or 0)}.",
-                errno=e.errno or 0,
-                call="open",
-                image=path,
-            ) from None
+            raise system_error("it cannot be opened", e, "open", image=path) from None
         try:
             mode = os.fstat(self._fd).st_mode
             if stat.S_ISBLK(mode):
@@ -103,12 +99,8 @@ class Disk:
             try:
                 part = os.pread(self._fd, length - len(out), offset + len(out))
             except OSError as e:
-                raise KernelError(
-                    f"it cannot be read: {os.strerror(e.errno or 0)}.",
-                    errno=e.errno or 0,
-                    call="read",
-                    image=self.path,
-                    offset=offset,
+                raise system_error(
+                    "it cannot be read", e, "read", image=self.path, offset=offset
                 ) from None
             if not part:
                 break
@@ -144,18 +136,15 @@ def attach_loop(path: str) -> tuple[str, int]:
                 fcntl.ioctl(loop, _LOOP_CONFIGURE, request)
             except OSError as e:
                 os.close(loop)
-                if e.errno == 16:  # EBUSY
+                if e.errno == errno.EBUSY:
                     continue
                 raise
             return node, loop
         raise RestrictError("no loop device stayed free.", image=path)
     except OSError as e:
-        raise KernelError(
-            f"it cannot be made a block device: {os.strerror(e.errno or 0)}.",
-            errno=e.errno or 0,
-            call="loop",
-            image=path,
-            hint="Load the module loop." if control < 0 and file >= 0 else None,
+        hint = "Load the module loop." if control < 0 and file >= 0 else None
+        raise system_error(
+            "it cannot be made a block device", e, "loop", hint=hint, image=path
         ) from None
     finally:
         for fd in (control, file):

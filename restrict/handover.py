@@ -29,13 +29,13 @@ from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
 from pybpf.kernel.program import Program
 from pybpf.sys import abi as bpf_abi
-from restrict.errors import HandoverError
+from restrict.errors import HandoverError, system_error
 from restrict.fsaccess import Policy
 from restrict.guard import GLOBALS, Globals, check_place, start_ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
     from typing import NoReturn, TypeVar
 
     from pybpf.kernel.object import KernelObject
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=KernelObject)
 
-__all__ = ["VARIABLE", "adopt", "hand_over", "take_back"]
+__all__ = ["VARIABLE", "adopt", "execute", "hand_over", "take_back"]
 
 VARIABLE = "RESTRICT_HANDOVER"
 # Link type, attach type and program type of every link, and of the two that are no LSM programs.
@@ -118,6 +118,21 @@ def take_back(policy: Policy, record: int) -> None:
     for handle in policy.handles():
         os.set_inheritable(handle.fileno(), False)
     os.close(record)
+
+
+def execute(
+    words: list[str], environment: Mapping[str, str] | None = None, *, hint: str | None = None
+) -> NoReturn:
+    """Become another program (in PATH, if its name has no slash); environment: what to add.
+
+    Raises KernelError; hint: what to say then.
+    """
+    try:
+        os.execvpe(words[0], words, {**os.environ, **(environment or {})})
+    except OSError as e:
+        raise system_error(
+            "it cannot be executed", e, "execve", hint=hint, program=words[0]
+        ) from None
 
 
 # ── the successor ──

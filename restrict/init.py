@@ -8,10 +8,8 @@
 Everything is read and imported before the initramfs goes. A failure before the policy is armed
 undoes the policy (a seccomp filter stays with its process); after it, enforcement stays on while
 the process lives. Either is said on the console and in the kernel's log, and then ``on_failure``
-decides.
-
-``resume`` is the successor's side, for an init that is another run of this program on the
-verified root.
+decides. What keeps the policy afterwards: restrict/keep_init.py; the successor on the verified
+root: restrict/resume.py.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from restrict import (
     config,
     fsaccess,
     handover,
-    keep_keeper,
+    keep_init,
     keyring,
     lockout,
     mounts,
@@ -34,10 +32,11 @@ from restrict import (
 )
 from restrict.devmapper import DeviceMapper
 from restrict.disks import Disk, open_image, waiting
-from restrict.errors import ConfigError, KernelError, RestrictError, describe
+from restrict.errors import KernelError, RestrictError, describe
 from restrict.images import SIGNATURE_KEY, read_bytes, which_filesystem
 from restrict.kmsg import Console
 from restrict.modules import insmod
+from restrict.policy import load_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,9 +47,12 @@ if TYPE_CHECKING:
     from restrict.config import InitConfig
     from restrict.disks import Image
     from restrict.fsaccess import Policy
-    from restrict.pins import Pins
+    from restrict.keep_init import Keeping
 
-__all__ = ["activate", "boot", "command_line", "enforce", "main", "mount_basics", "resume"]
+__all__ = [
+    "Prepared", "activate", "as_pid_1", "boot", "command_line", "enforce", "main",
+    "mount_basics", "prepare",
+]  # fmt: skip
 
 _NEW_ROOT = "/sysroot"
 _CARRIER = "/run/restrict/carrier"
@@ -63,13 +65,6 @@ _BASICS = (
     ("securityfs", "/sys/kernel/security", _NOSUID_NODEV_NOEXEC, ""),
     ("bpf", "/sys/fs/bpf", _NOSUID_NODEV_NOEXEC, "mode=0711"),
 )
-# What is said of ``keep``.
-_KEPT = {
-    "exec": "this process and what it executes",
-    "pins": "pins",
-    "ownerless": "the root cgroup",
-    "keeper": "a process",
-}
 # reboot(2): LINUX_REBOOT_MAGIC1, MAGIC2 and two of its commands.
 _REBOOT = {"reboot": 0x01234567, "poweroff": 0x4321FEDC}
 
@@ -162,40 +157,63 @@ def _preload() -> None:
     import pybpf.sys.diagnose  # noqa: F401
 
 
-class _State:
+class State:
     """How far the boot came, for the message of a failure.
 
     The last one is kept for ever: it holds the policy, whose handles would be closed with it.
     """
 
-    kept: _State | None = None
+    kept: State | None = None
 
     def __init__(self) -> None:
-        _State.kept = self
+        State.kept = self
         self.step = "start"
         self.policy: Policy | None = None
         self.filtered = False
 
 
+class Prepared:
+    """What was read of the initramfs before anything is armed. certificates: (where from, DER)."""
+
+    __slots__ = ("certificates", "keeping", "plan")
+
+    def __init__(self, plan: Plan, certificates: list[tuple[str, bytes]], keeping: Keeping) -> None:
+        self.plan = plan
+        self.certificates = certificates
+        self.keeping = keeping
+
+
+def prepare(
+    settings: InitConfig, say: Callable[[str], None], state: State, *, segment: bool = False
+) -> Prepared:
+    """Load the modules and read the files: a mistake in them is found before anything is armed."""
+    state.step = "modules"
+    for path, parameters in settings.modules:
+        insmod(path, parameters)
+    state.step = "files"
+    plan = load_plan(settings.plan)
+    certificates = [(c, read_bytes(c, "certificate", 65536)) for c in settings.certificates]
+    return Prepared(plan, certificates, keep_init.choose(settings, plan, say, segment=segment))
+
+
 def enforce(
     settings: InitConfig,
-    plan: Plan,
-    certificates: list[tuple[str, bytes]],
+    prepared: Prepared,
     say: Callable[[str], None],
-    state: _State,
+    state: State,
     started: float,
 ) -> Policy:
     """From the keyring to the armed policy, which trusts the initramfs this runs in.
 
-    certificates: (where from, DER). started: time.monotonic() of the first step. The policy is
-    ``state.policy``, too. Raises what the failing step raised; its name is in ``state.step``.
+    started: time.monotonic() of the first step. The policy is ``state.policy``, too. Raises what
+    the failing step raised; its name is in ``state.step``.
     """
 
     def step(name: str) -> None:
         state.step = name
 
     step("keyring")
-    say(_certificates(certificates))
+    say(_certificates(prepared.certificates))
     step("check")
     _preload()
     preflight.require()
@@ -203,57 +221,29 @@ def enforce(
         # No hook of the policy sees a tracer write its tracee's text. Before the policy is armed,
         # and before there is any other process: what is started later inherits the filter.
         step("seccomp filter")
-        state.filtered = seccomp.install()
-        say("PTRACE_POKETEXT and PTRACE_POKEDATA are refused from here on")
+        implied_exec = prepared.keeping.name == "ownerless"  # where no program refuses that
+        state.filtered = seccomp.install(implied_exec=implied_exec)
+        more = " (and READ_IMPLIES_EXEC)" if implied_exec else ""
+        say(f"PTRACE_POKETEXT and PTRACE_POKEDATA{more} are refused from here on")
     trusted = fsaccess.initramfs_device()
-    before_arm = None if settings.audit else lockout.before_arm(plan)
-    if settings.keep == "pins":
-        from restrict import keep_pins, pins
-
-        guard = None
-        if os.path.exists(settings.pins_plan):
-            guard = pins.load_plan(settings.pins_plan)
-        else:
-            say(f"there is no {settings.pins_plan}: root can take the pins away")
-        policy = keep_pins.enable(
-            plan,
-            audit=settings.audit,
-            initramfs_dev=trusted,
-            guard=guard,
-            before_arm=before_arm,
-            step=step,
-        )
-    elif settings.keep == "ownerless":
-        from restrict import keep_ownerless
-
-        policy = keep_ownerless.enable(
-            plan,
-            audit=settings.audit,
-            initramfs_dev=trusted,
-            status_pin=fsaccess.PIN if settings.status else None,
-            before_arm=before_arm,
-            step=step,
-        )
-    else:
-        policy = fsaccess.enable(
-            plan,
-            audit=settings.audit,
-            initramfs_dev=trusted,
-            status_pin=fsaccess.PIN if settings.status else None,
-            settings={"kept": 1} if settings.keep == "exec" else None,
-            before_arm=before_arm,
-            step=step,
-        )
+    policy = prepared.keeping.enable(
+        prepared.plan,
+        audit=settings.audit,
+        initramfs_dev=trusted,
+        status=settings.status,
+        before_arm=None if settings.audit else lockout.before_arm(prepared.plan),
+        step=step,
+    )
     state.policy = policy
     say(
         f"armed{' (audit: nothing is denied)' if settings.audit else ''}: "
-        f"{len(policy.links) or 'all'} programs, kept by {_KEPT[settings.keep]}, initramfs "
+        f"{len(policy.links) or 'all'} programs, kept by {prepared.keeping.said}, initramfs "
         f"{trusted >> 20}:{trusted & 0xFFFFF} trusted, {time.monotonic() - started:.3f} s"
     )
     return policy
 
 
-def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoReturn:
+def boot(settings: InitConfig, say: Callable[[str], None], state: State) -> NoReturn:
     """Do everything after the basic mounts; ends in exec of ``settings.init``.
 
     Raises what the failing step raised; ``state.policy`` tells whether enforcement is on.
@@ -263,13 +253,8 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     def step(name: str) -> None:
         state.step = name
 
-    step("modules")
-    for path, parameters in settings.modules:
-        insmod(path, parameters)
-    # Files of the initramfs are read now: a mistake in them is found before anything is armed.
-    step("files")
-    plan = fsaccess.load_plan(settings.plan)
-    certificates = [(c, read_bytes(c, "certificate", 65536)) for c in settings.certificates]
+    prepared = prepare(settings, say, state)
+    keeping = prepared.keeping
     step("devices")
     wait = waiting(settings.wait)
     if settings.carrier is not None:
@@ -283,7 +268,7 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
     for note in image.notes:
         say(note)
     say(f"{image.part} image on {image.where}, root hash {image.verity.root_hash}")
-    policy = enforce(settings, plan, certificates, say, state, started)
+    policy = enforce(settings, prepared, say, state, started)
 
     step("root")
     name = settings.name or image.part
@@ -305,46 +290,20 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: _State) -> NoR
         raise
     say(f"signed {image.part} {image.verity.root_hash[:16]}… is mounted from {node}")
 
-    environment: dict[str, str] = {}
-    if settings.keep == "exec":
-        # The record asks the kernel for tags; do it while nothing irreversible has happened.
-        step("hand over")
-        environment, _record = handover.hand_over(policy)
+    # The record asks the kernel for tags; do it while nothing irreversible has happened.
+    step("hand over")
+    environment = keeping.hand_over(policy)
     step("trust window")
     policy.close_window()
-    guard = _pins_guard(settings)
+    keeping.before_switch()
     step("switch root")
     mounts.switch_root(_NEW_ROOT, moved=settings.move)
-    # The guard lets none but the owner move the mounts that the pins are below: now they are moved.
-    if settings.keep in ("pins", "ownerless"):
-        _disown(policy, guard)
+    keeping.after_switch(policy, say)
     step("exec")
     if settings.events:
         serve.spawn(policy)
-    if settings.keep == "keeper":
-        say(f"process {keep_keeper.spawn(policy)} keeps the policy")
     say(f"root switched, executing {settings.init[0]} after {time.monotonic() - started:.3f} s")
-    os.execve(settings.init[0], settings.init, {**os.environ, **environment})
-
-
-def _pins_guard(settings: InitConfig) -> Pins | None:
-    """The pins policy over the policy's pins, opened; None where there is none."""
-    if settings.keep != "pins" or not os.path.exists(settings.pins_plan):
-        return None
-    from restrict import pins
-
-    return pins.open_pinned(plan=pins.load_plan(settings.pins_plan))
-
-
-def _disown(policy: Policy, guard: Pins | None) -> None:
-    """Take the ownership away from everybody until the next boot. The next PID 1 knows nothing of
-    the policy, and root can make it act on files of his choice (systemd unlinks a service's
-    PIDFile=): an owner that does as it is told is none."""
-    if guard is not None:
-        guard.disown()
-        guard.close()
-    with policy.globals() as values:
-        values.set("owner_tgid", 0)
+    handover.execute(settings.init, environment)
 
 
 def _check_program(root: str, path: str) -> None:
@@ -353,7 +312,7 @@ def _check_program(root: str, path: str) -> None:
         raise RestrictError(f"the new root has no {path}.", mount=root)
 
 
-def _fail(console: Console, settings: InitConfig | None, state: _State, exc: BaseException) -> int:
+def _fail(console: Console, settings: InitConfig | None, state: State, exc: BaseException) -> int:
     armed = state.policy is not None
     console.say(
         f"FAILED at step {state.step!r} "
@@ -377,16 +336,20 @@ def _fail(console: Console, settings: InitConfig | None, state: _State, exc: Bas
     return 1
 
 
-def main(path: str = config.DEFAULT_PATH) -> int:
-    """``restrict init``: run the early boot as PID 1; returns only after a failure, with 1."""
+def as_pid_1(
+    path: str,
+    act: Callable[[InitConfig, Callable[[str], None], State], NoReturn],
+    hint: str,
+) -> int:
+    """Do ``act`` with the configuration in ``path``; returns only after a failure, with 1.
+
+    hint: what to say to another process than PID 1.
+    """
     if os.getpid() != 1:
-        print(
-            f"restrict: init is for PID 1, and this is process {os.getpid()}. Use `restrict "
-            "enable` on a running system.",
-            file=sys.stderr,
-        )
+        print(f"restrict: this is for PID 1, and this is process {os.getpid()}. {hint}",
+              file=sys.stderr)  # fmt: skip
         return 1
-    state = _State()
+    state = State()
     settings: InitConfig | None = None
     console: Console | None = None
     try:
@@ -395,58 +358,13 @@ def main(path: str = config.DEFAULT_PATH) -> int:
         console = Console("restrict")
         state.step = "configuration"
         settings = config.read(path)
-        boot(settings, console.say, state)
+        act(settings, console.say, state)
     except BaseException as e:  # PID 1 says what happened whatever it was, then gives up
         if console is None:
             console = Console("restrict")
         return _fail(console, settings, state, e)
 
 
-def resume(arguments: list[str], *, plan_path: str | None = None, events: bool = False) -> int:
-    """``restrict init --resume -- PROGRAM…``: the successor on the verified root.
-
-    Validates what was inherited, closes the trust window again, and executes PROGRAM with the
-    handles handed on. events: leave a process that serves ``restrict events``.
-    Returns 1 after a failure; what was inherited then stays in force.
-    """
-    # Another process than PID 1 (tests, a supervisor of its own) has a stderr that is read.
-    console = Console("restrict") if os.getpid() == 1 else None
-    try:
-        plan = fsaccess.load_plan(plan_path) if plan_path is not None else None
-        policy = handover.adopt(plan=plan)
-        if policy is None:
-            raise RestrictError(
-                f"nothing was handed over: {handover.VARIABLE} is not in the environment."
-            )
-        before = policy.close_window()
-        number = f"{before >> 20}:{before & 0xFFFFF}"
-        _say(
-            console,
-            f"took over {len(policy.links)} programs"
-            + (f"; initramfs {number} was still trusted" if before else ""),
-        )
-        if not arguments:
-            raise ConfigError("there is no program to execute.", hint="Add `-- PROGRAM …`.")
-        if events:
-            serve.spawn(policy)
-        environment, record = handover.hand_over(policy)
-        try:
-            os.execve(arguments[0], arguments, {**os.environ, **environment})
-        except OSError as e:
-            handover.take_back(policy, record)
-            raise KernelError(
-                f"it cannot be executed: {e.strerror}.",
-                errno=e.errno or 0,
-                call="execve",
-                program=arguments[0],
-            ) from None
-    except BaseException as e:
-        _say(console, f"resume FAILED, what was inherited stays in force: {describe(e)}", 4)
-        return 1
-
-
-def _say(console: Console | None, text: str, priority: int = 5) -> None:
-    if console is not None:
-        console.say(text, priority=priority)
-    else:
-        print(f"restrict: {text}", file=sys.stderr)
+def main(path: str = config.DEFAULT_PATH) -> int:
+    """``restrict init``: run the early boot as PID 1; returns only after a failure, with 1."""
+    return as_pid_1(path, boot, "Use `restrict enable` on a running system.")

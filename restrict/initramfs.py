@@ -33,6 +33,7 @@ from restrict.initramfs_cpio import Entry, archive
 from restrict.initramfs_launcher import launcher
 from restrict.initramfs_modules import Module
 from restrict.initramfs_settings import Settings, modules_for, needs_certificate
+from restrict.policy import default_plan
 
 __all__ = [
     "PREFIX", "Built", "Runtime", "build", "build_successor", "compress", "kind_of", "runtime",
@@ -232,7 +233,8 @@ def build(
     if configuration is not None:
         if audit:
             raise ConfigError("the configuration says the mode: `mode = audit`.")
-        settings.take_over(configuration, signature=signature, plan=plan)
+        # A segment's pins are guarded by the successor on the root, which brings that policy.
+        settings.take_over(configuration, signature=signature, plan=plan, guard=standalone)
     elif standalone:
         raise ConfigError(
             "a whole initramfs needs a configuration: what to boot.",
@@ -244,7 +246,7 @@ def build(
         )
     else:
         settings.lines += [f"mode = {'audit' if audit else 'exec'}", "init = /sbin/init"]
-        settings.policy(plan)
+        settings.policy("plan", plan or default_plan("fsaccess"))
     for path in certificates:
         settings.certificate(path)
     loaded = modules_for(modules_from, modules, settings)
@@ -282,7 +284,8 @@ def build_successor(
     _plain_prefix(prefix)
     _plain_program(then)
     settings = Settings(prefix)
-    settings.policy(plan)
+    settings.policy("plan", plan or default_plan("fsaccess"))
+    settings.policy("pins_plan", default_plan("pins"))
     carried = made or runtime(python, prefix=prefix)
     return _finish(settings.entries, [], {"init": ["resume", then]}, carried, prefix, 0)
 

@@ -11,15 +11,19 @@ import binascii
 from collections.abc import Sequence
 from pathlib import Path
 
-from restrict import config, fsaccess
+from restrict import config
 from restrict.errors import ConfigError
 from restrict.initramfs_cpio import Entry
 from restrict.initramfs_modules import Module, Modules
+from restrict.policy import default_plan, load_plan
 
 __all__ = ["Settings", "modules_for", "needs_certificate"]
 
 # Keys of the configuration whose values are files: of this machine here, of the image there.
-_FILES = {"plan": "fsaccess.plan", "signature": "signature.p7s", "root_hash": "root_hash"}
+_FILES = {
+    "plan": "fsaccess.plan", "pins_plan": "pins.plan", "signature": "signature.p7s",
+    "root_hash": "root_hash",
+}  # fmt: skip
 _FILE_MOST = 16 << 20
 
 
@@ -76,9 +80,7 @@ def _verity_line(modules: Modules) -> str:
     return "dm_verity" if modules.builtin("dm_verity") else line
 
 
-def modules_for(
-    where: str | Path | None, given: Sequence[str], settings: Settings
-) -> list[Module]:
+def modules_for(where: str | Path | None, given: Sequence[str], settings: Settings) -> list[Module]:
     """The modules to load: ``given``, and those of the configuration, else what a signed root
     needs. where: as of ``Modules``; None takes none along. Raises ConfigError, RestrictError.
     """
@@ -143,9 +145,17 @@ class Settings:
         self.certificates += 1
 
     def take_over(
-        self, path: str | Path, *, signature: str | Path | None, plan: str | Path | None
+        self,
+        path: str | Path,
+        *,
+        signature: str | Path | None,
+        plan: str | Path | None,
+        guard: bool,
     ) -> None:
-        """Take a configuration over; ``signature`` and ``plan`` instead of its own."""
+        """Take a configuration over; ``signature`` and ``plan`` instead of its own.
+
+        guard: take the policy that guards pins along, if the configuration may keep by pins.
+        """
         base = Path(path).resolve().parent
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -178,16 +188,19 @@ class Settings:
                 checked = [x for x in checked if x.partition("=")[0].strip() != key]
                 checked.append(f"{key} = {named[key]}")
         # Judged by who reads it in the guest; the files are those of this machine meanwhile.
-        config.parse("\n".join(checked), file=str(path))
-        self.policy(named.pop("plan", None))
+        found = config.parse("\n".join(checked), file=str(path))
+        ownerless = "_cgroup" if found.keep == "ownerless" else ""
+        self.policy("plan", named.pop("plan", default_plan(f"fsaccess{ownerless}")))
+        if guard and found.keep in ("auto", "pins"):
+            self.policy("pins_plan", named.pop("pins_plan", default_plan("pins")))
+        named.pop("pins_plan", None)
         for key, file in sorted(named.items()):
             self.add(key, _FILES[key], _file(file, key.replace("_", " ")))
 
-    def policy(self, path: str | Path | None) -> None:
-        """Take the frozen policy along (None: restrict's own)."""
-        found = str(path or fsaccess.default_plan())
-        fsaccess.load_plan(found)  # a damaged one is told now, and not by a machine that boots
-        self.add("plan", _FILES["plan"], _file(found, "plan"))
+    def policy(self, key: str, path: str | Path) -> None:
+        """Take a frozen policy along as what ``key`` of the configuration names."""
+        load_plan(str(path))  # a damaged one is told now, and not by a machine that boots
+        self.add(key, _FILES[key], _file(path, "plan"))
 
     def text(self, modules: Sequence[Module]) -> bytes:
         """The image's configuration; takes the modules along."""

@@ -18,22 +18,18 @@ import sys
 import time
 
 from pybpf.errors import PybpfError
-from restrict import config, fsaccess, handover, init, mounts
+from restrict import config, handover, init, mounts, resume
 from restrict.disks import open_image, waiting
-from restrict.errors import ConfigError, KernelError, RestrictError, describe
-from restrict.images import read_bytes
-from restrict.kmsg import Console
-from restrict.modules import insmod
+from restrict.errors import RestrictError, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from restrict import keep_pins
     from restrict.config import InitConfig
 
-__all__ = ["command", "first", "open_root", "resume"]
+__all__ = ["command", "first", "open_root", "take_over"]
 
 _RECORD = "/memfd:restrict-handover (deleted)"
 _TAKEN_AWAY = ("/run", "/dev", "/proc")
@@ -43,51 +39,25 @@ def first(
     settings: InitConfig,
     then: list[str],
     say: Callable[[str], None],
-    state: init._State,
+    state: init.State,
 ) -> NoReturn:
     """Enforce with the initramfs trusted, and execute ``then``, which inherits the policy."""
     started = time.monotonic()
-
-    def step(name: str) -> None:
-        state.step = name
-
-    step("modules")
-    for path, parameters in settings.modules:
-        insmod(path, parameters)
-    step("files")
-    plan = fsaccess.load_plan(settings.plan)
-    certificates = [(c, read_bytes(c, "certificate", 65536)) for c in settings.certificates]
+    prepared = init.prepare(settings, say, state, segment=True)
     if not os.access(then[0], os.X_OK):
         raise RestrictError(
             "this initramfs has no such program.",
             hint="A segment is put before an initramfs, which brings it along.",
             program=then[0],
         )
-    if settings.keep == "ownerless":
-        # Its guard is sealed when the window is closed, by whoever has the handles.
-        raise ConfigError(
-            "keep = ownerless is for `restrict init` alone: before another generator the policy "
-            "is kept by exec or pins.",
-            key="keep",
-        )
-    policy = init.enforce(settings, plan, certificates, say, state, started)
-    environment: dict[str, str] = {}
-    if settings.keep == "exec":
-        step("hand over")
-        environment, _record = handover.hand_over(policy)
-    step("exec")
+    policy = init.enforce(settings, prepared, say, state, started)
+    state.step = "hand over"
+    environment = prepared.keeping.hand_over(policy)
+    state.step = "exec"
     say(f"executing {then[0]} after {time.monotonic() - started:.3f} s")
     for target in _TAKEN_AWAY:
         mounts.unmount(target, lazy=True)
-    try:
-        os.execve(then[0], then, {**os.environ, **environment})
-    except OSError as e:
-        raise KernelError(
-            f"it cannot be executed: {e.strerror}.",
-            errno=e.errno or 0,
-            call="execve",
-            program=then[0],
-        ) from None
+    handover.execute(then, environment)
 
 
 def open_root(path: str, say: Callable[[str], None]) -> str:
@@ -126,62 +96,12 @@ def _find_record() -> None:
         os.environ[handover.VARIABLE] = found[0]
 
 
-def resume(plan: str, then: list[str]) -> int:
+def take_over(then: list[str], plan: str, pins_plan: str) -> int:
     """As ``restrict init --resume``, for a program that ``init=`` names and gives no arguments."""
     if not os.path.isdir("/proc/self/fd"):
         mounts.ensure("proc", "/proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
     _find_record()
-    if handover.VARIABLE not in os.environ and os.getpid() == 1:
-        from restrict import keep_pins
-
-        kept = keep_pins.in_force()
-        if kept:
-            return _resume_kept(kept, then)
-    return init.resume(then, plan_path=plan)
-
-
-def _resume_kept(kept: list[keep_pins.Generation], then: list[str]) -> int:
-    """The same where pins keep the policy: PID 1 is its owner, and may open what is pinned."""
-    console = Console("restrict")
-    try:
-        for generation in kept:
-            with generation.globals() as values:
-                before = values.get("initramfs_dev")
-                values.set("initramfs_dev", 0)
-            console.say(
-                f"took over generation {generation.number}, kept by pins"
-                + (f"; initramfs {before >> 20}:{before & 0xFFFFF} was still trusted" if before
-                   else "")
-            )  # fmt: skip
-        os.execve(then[0], then, dict(os.environ))
-    except BaseException as e:
-        console.say(f"resume FAILED, what is kept stays in force: {describe(e)}", priority=4)
-        return 1
-
-
-def _main(path: str, then: list[str]) -> int:
-    if os.getpid() != 1:
-        print(
-            f"restrict: this is for PID 1, and this is process {os.getpid()}. It is started by "
-            "rdinit= on the kernel command line.",
-            file=sys.stderr,
-        )
-        return 1
-    state = init._State()
-    settings: InitConfig | None = None
-    console: Console | None = None
-    try:
-        state.step = "mounts"
-        init.mount_basics()
-        console = Console("restrict")
-        state.step = "configuration"
-        settings = config.read(path)
-        init._preload()
-        first(settings, then, console.say, state)
-    except BaseException as e:  # PID 1 says what happened whatever it was, then gives up
-        if console is None:
-            console = Console("restrict")
-        return init._fail(console, settings, state, e)
+    return resume.resume(then, plan_path=plan, pins_plan=pins_plan)
 
 
 def command(prefix: str, words: list[str]) -> int:
@@ -191,9 +111,13 @@ def command(prefix: str, words: list[str]) -> int:
     if verb == "init":
         return init.main(path)
     if verb == "first" and rest:
-        return _main(path, rest)
+        return init.as_pid_1(
+            path,
+            lambda settings, say, state: first(settings, rest, say, state),
+            "It is started by rdinit= on the kernel command line.",
+        )
     if verb == "resume" and rest:
-        return resume(f"{prefix}/etc/fsaccess.plan", rest)
+        return take_over(rest, f"{prefix}/etc/fsaccess.plan", f"{prefix}/etc/pins.plan")
     if verb == "open" and not rest:
         try:
             open_root(path, lambda text: print(f"restrict: {text}", flush=True))

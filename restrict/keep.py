@@ -13,24 +13,21 @@ from __future__ import annotations
 import os
 
 from pybpf.errors import PybpfError
-from restrict.guard import start_ticks
+from restrict.guard import is_alive
+from restrict.policy import default_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from restrict.status import Status
 
 __all__ = [
     "METHODS",
-    "Exec",
-    "Keeper",
     "Method",
-    "Ownerless",
-    "Pins",
-    "Process",
     "State",
     "by_number",
     "describe",
-    "is_alive",
     "method",
     "names",
     "strongest",
@@ -66,111 +63,104 @@ class State:
         return found
 
 
+def _here() -> None:
+    return None
+
+
 class Method:
-    """One way of keeping. where: the commands that offer it, "enable" and "init"."""
+    """One way of keeping.
 
-    name = ""
-    number = -1
-    holds = ""
-    where: tuple[str, ...] = ("enable", "init")
+    name, number: of ``--keep`` and ``keep =``; of enum policy_keep. holds: what holds the links.
+    removers: what could end it before the next boot, one phrase each, by the State.
+    where: the commands that offer it, "enable" and "init". refuses: why it cannot be used here and
+    now; None if it can.
+    """
 
-    def refuses(self) -> str | None:
-        """Why it cannot be used here and now; None if it can."""
-        return None
+    __slots__ = ("holds", "name", "number", "refuses", "removers", "where")
 
-    def removers(self, state: State) -> list[str]:
-        """What could end it before the next boot, one phrase each."""
-        raise NotImplementedError
-
-
-class Process(Method):
-    """The owner's file descriptors: what `restrict enable --keep process` leaves open."""
-
-    name = "process"
-    number = 0
-    holds = "file descriptors of its owner"
-    where = ("enable",)
-
-    def removers(self, state: State) -> list[str]:
-        if state.owner == 1:
-            return ["PID 1, its owner, or a successor that closes fds it does not know"]
-        return [f"the end of process {state.owner}, which root can kill"]
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        holds: str,
+        removers: Callable[[State], list[str]],
+        *,
+        where: tuple[str, ...] = ("enable", "init"),
+        refuses: Callable[[], str | None] = _here,
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.holds = holds
+        self.removers = removers
+        self.where = where
+        self.refuses = refuses
 
 
-class Pins(Method):
-    """Links pinned in a bpf filesystem, with the pins policy over it."""
-
-    name = "pins"
-    number = 2
-    holds = "pins in a bpf filesystem"
-
-    def refuses(self) -> str | None:
-        with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
-            if not any(line.split()[-1] == "bpf" for line in file):
-                return "the kernel has no bpf filesystem"
-        from restrict.pins import default_plan
-
-        path = default_plan()
-        if not os.path.exists(path):
-            return f"there is no plan of the pins policy, {path}"
-        return None
-
-    def removers(self, state: State) -> list[str]:
-        found = state.owners()
-        if not state.guarded:
-            found.append("root, who can unlink the pins or unmount their filesystem")
-        return found
+def _pins_refuse() -> str | None:
+    with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
+        if not any(line.split()[-1] == "bpf" for line in file):
+            return "the kernel has no bpf filesystem"
+    path = default_plan("pins")
+    if not os.path.exists(path):
+        return f"there is no plan of the pins policy, {path}"
+    return None
 
 
-class Ownerless(Method):
-    """Programs on the root cgroup itself (restrict/keep_ownerless.py)."""
-
-    name = "ownerless"
-    number = 3
-    holds = "the root of the cgroup2 hierarchy, on which the programs themselves are"
-    where = ("init",)
-
-    def refuses(self) -> str | None:
-        # No smaller question shows whether a program may read the signature that a device's
-        # report carries (kernel commit of 6.16); loading it does, and it is not loaded here.
-        major, _, rest = os.uname().release.partition(".")
-        minor = rest.partition(".")[0].partition("-")[0]
-        if not major.isdigit() or not minor.isdigit() or (int(major), int(minor)) < (6, 16):
-            return "it needs Linux 6.16"
-        return None
-
-    def removers(self, state: State) -> list[str]:
-        return state.owners()
+def _pins_removers(state: State) -> list[str]:
+    found = state.owners()
+    if not state.guarded:
+        found.append("root, who can unlink the pins or unmount their filesystem")
+    return found
 
 
-class Exec(Method):
-    """Descriptors that each PID 1 hands to the next (restrict/handover.py)."""
-
-    name = "exec"
-    number = 1
-    holds = "file descriptors that PID 1 was executed with"
-    where = ("init",)
-
-    def removers(self, state: State) -> list[str]:
-        return ["PID 1, its owner, or a successor that closes fds it does not know (systemd does)"]
-
-
-class Keeper(Method):
-    """A process that does nothing else (restrict/keep_keeper.py)."""
-
-    name = "keeper"
-    number = 4
-    holds = "file descriptors of a process that does nothing else"
-    where = ("init",)
-
-    def removers(self, state: State) -> list[str]:
-        return [
-            f"the end of process {state.owner}: signals are refused, but not what the kernel does "
-            "for root (cgroup.kill)"
-        ]
+def _ownerless_refuse() -> str | None:
+    # No smaller question shows whether a program may read the signature that a device's report
+    # carries (kernel commit of 6.16); loading it does, and it is not loaded here.
+    release = os.uname().release
+    major, _, rest = release.partition(".")
+    minor = rest.partition(".")[0].partition("-")[0]
+    if not major.isdigit() or not minor.isdigit() or (int(major), int(minor)) < (6, 16):
+        return f"it needs Linux 6.16, and this is {release}"
+    return None
 
 
-METHODS: tuple[Method, ...] = (Ownerless(), Pins(), Exec(), Process(), Keeper())
+def _process_removers(state: State) -> list[str]:
+    if state.owner == 1:
+        return ["PID 1, its owner, or a successor that closes fds it does not know"]
+    return [f"the end of process {state.owner}, which root can kill"]
+
+
+def _exec_removers(state: State) -> list[str]:
+    return ["PID 1, its owner, or a successor that closes fds it does not know (systemd does)"]
+
+
+def _keeper_removers(state: State) -> list[str]:
+    return [
+        f"the end of process {state.owner}: signals are refused, but not what the kernel does "
+        "for root (cgroup.kill)"
+    ]
+
+
+# Both of the first two can be ended by nobody. Pins come before ownerless because nothing of the
+# policy is missing there (restrict/BOOT.md has the three points) and an owner may upgrade it.
+METHODS = (
+    Method("pins", 2, "pins in a bpf filesystem", _pins_removers, refuses=_pins_refuse),
+    Method(
+        "ownerless", 3, "the root of the cgroup2 hierarchy, on which the programs themselves are",
+        State.owners, refuses=_ownerless_refuse,
+    ),
+    Method(
+        "exec", 1, "file descriptors that PID 1 was executed with", _exec_removers,
+        where=("init",),
+    ),
+    Method(
+        "process", 0, "file descriptors of its owner", _process_removers, where=("enable",)
+    ),
+    Method(
+        "keeper", 4, "file descriptors of a process that does nothing else", _keeper_removers,
+        where=("init",),
+    ),
+)  # fmt: skip
 
 
 def method(name: str) -> Method:
@@ -197,14 +187,6 @@ def strongest(command: str = "enable") -> Method:
         if command in found.where and found.refuses() is None:
             return found
     raise AssertionError("a process can always keep it")
-
-
-def is_alive(tgid: int, ticks: int) -> bool:
-    """Whether the process that started then is still there."""
-    try:
-        return tgid == 1 or (tgid > 0 and start_ticks(tgid) == ticks)
-    except (OSError, ValueError):
-        return False
 
 
 def describe(status: Status, path: str) -> dict[str, object]:

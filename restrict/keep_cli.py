@@ -5,8 +5,17 @@ from __future__ import annotations
 
 import os
 
-from restrict import fsaccess, keep, keep_pins, pins, seccomp, serve
-from restrict.errors import KernelError, RestrictError
+from restrict import (
+    fsaccess,
+    handover,
+    keep,
+    keep_ownerless,
+    keep_pins,
+    policy,
+    seccomp,
+    serve,
+)
+from restrict.errors import RestrictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
 
-__all__ = ["add_upgrade", "chosen", "enable"]
+__all__ = ["add_upgrade", "chosen", "default_plan", "enable"]
 
 
 def chosen(arguments: argparse.Namespace) -> str:
@@ -42,55 +51,74 @@ def chosen(arguments: argparse.Namespace) -> str:
     return name
 
 
+def default_plan(kept: str) -> str:
+    """The frozen policy for this way of keeping."""
+    return policy.default_plan("fsaccess_cgroup" if kept == "ownerless" else "fsaccess")
+
+
 def enable(
+    kept: str,
     arguments: argparse.Namespace,
     plan: Plan,
     trusted: int,
     before_arm: Callable[[Object], None],
 ) -> int:
-    """Enable the policy kept by pins, leave a reader of its events, and end."""
+    """Enable the policy kept by pins or without owner, leave a reader of its events, and end."""
     owner = os.getpid() if arguments.owner is None else arguments.owner
-    guard = None if arguments.unguarded else pins.load_plan(pins.default_plan())
-    policy = keep_pins.enable(
-        plan,
-        audit=arguments.audit,
-        owner=owner,
-        initramfs_dev=trusted,
-        guard=guard,
-        before_arm=before_arm,
-    )
-    reader = None if arguments.no_events else serve.spawn(policy)
+    guard = None
+    if kept == "ownerless":
+        if arguments.owner is not None:
+            raise RestrictError("--owner: the ownerless policy has none.")
+        owner = 0
+        enabled = keep_ownerless.enable(
+            plan, audit=arguments.audit, initramfs_dev=trusted, before_arm=before_arm
+        )
+        where = "the root cgroup"
+    else:
+        if not arguments.unguarded:
+            guard = policy.load_plan(policy.default_plan("pins"))
+        enabled = keep_pins.enable(
+            plan,
+            audit=arguments.audit,
+            owner=owner,
+            initramfs_dev=trusted,
+            guard=guard,
+            before_arm=before_arm,
+        )
+        where = f"pins in {keep_pins.FOLDER}" + (
+            " under the pins policy" if guard is not None else ", which root can take away"
+        )
+    reader = None if arguments.no_events else serve.spawn(enabled)
+    if not owner:
+        enabled.disown()
     poke_refused, poke = seccomp.report()
     state = {
         "armed": True,
         "mode": "audit" if arguments.audit else "exec",
-        "kept": "pins",
+        "kept": kept,
         "owner": owner,
-        "links": {name: link.id for name, link in policy.links.items()},
+        "links": {name: link.id for name, link in enabled.links.items()},
         "initramfs": f"{trusted >> 20}:{trusted & 0xFFFFF}" if trusted else None,
         "status": fsaccess.PIN,
-        "pins": keep_pins.FOLDER,
+        "pins": keep_pins.FOLDER if kept == "pins" else None,
         "guarded": guard is not None,
         "events": None if reader is None else {"socket": serve.SOCKET, "reader": reader},
         "ptrace_poke": {"refused": poke_refused, "message": poke},
     }
-    policy.release()
+    enabled.release()
     if arguments.json:
         import json
 
         print(json.dumps(state), flush=True)
         return 0
+    whose = f"its owner is process {owner}"
+    if owner in (0, os.getpid()):
+        whose = (
+            "it has no owner" if not owner else "its owner is this process, which ends"
+        ) + ": nobody upgrades or ends the policy until the next boot"
+    programs = f"{len(enabled.links)} programs, " if enabled.links else ""
     print(
-        f"fsaccess is armed ({state['mode']}), {len(policy.links)} programs, kept by pins in "
-        f"{keep_pins.FOLDER}"
-        + (" under the pins policy" if guard is not None else ", which root can take away")
-        + "\n"
-        + (
-            "its owner is this process, which ends: nobody upgrades or ends the policy until "
-            "the next boot"
-            if owner == os.getpid()
-            else f"its owner is process {owner}"
-        )
+        f"fsaccess is armed ({state['mode']}), {programs}kept by {where}\n{whose}"
         + ("" if poke_refused else f"\nnote: {poke}"),
         flush=True,
     )
@@ -100,7 +128,7 @@ def enable(
 def _upgrade(arguments: argparse.Namespace) -> int:
     from restrict.upgrade import upgrade
 
-    plan = fsaccess.load_plan(arguments.plan or fsaccess.default_plan())
+    plan = policy.load_plan(arguments.plan or policy.default_plan("fsaccess"))
     done = upgrade(plan, reload=arguments.reload, folder=f"{arguments.path}/kept")
     reader = None
     if not arguments.no_events:
@@ -118,17 +146,8 @@ def _upgrade(arguments: argparse.Namespace) -> int:
             "carried over" + (f"; removed what was left of {done.cleaned}" if done.cleaned else ""),
             flush=True,
         )
-    words = arguments.then
-    if words:
-        try:
-            os.execvp(words[0], words)
-        except OSError as e:
-            raise KernelError(
-                f"it cannot be executed: {e.strerror}. The upgrade is done.",
-                errno=e.errno or 0,
-                call="execve",
-                program=words[0],
-            ) from None
+    if arguments.then:
+        handover.execute(arguments.then, hint="The upgrade is done.")
     return 0
 
 

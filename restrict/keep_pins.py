@@ -25,12 +25,12 @@ import os
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
-from restrict import fsaccess, pins, pins_status, status
-from restrict.errors import KernelError, RestrictError
+from restrict import fsaccess, keep, pins, pins_status, status
+from restrict.errors import KernelError, RestrictError, system_error
 from restrict.fsaccess import Policy
-from restrict.guard import COMMON, GLOBALS, Globals, start_ticks
-from restrict.keep import is_alive
+from restrict.guard import COMMON, GLOBALS, Globals, is_alive, start_ticks
 from restrict.mounts import unmount
+from restrict.policy import pin_name, trusted_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FOLDER",
-    "KEPT",
     "Generation",
     "Turn",
     "appoint",
@@ -57,14 +56,8 @@ __all__ = [
     "require_owner",
 ]
 
-KEPT = 2  # enum policy_keep, POLICY_KEPT_BY_PINS
 FOLDER = "/sys/fs/bpf/restrict/kept"
 _LINK, _MAP, _STATUS = "link_", "map_", "status"
-
-
-def _pin_name(name: str) -> str:
-    """A map's name as a file's: bpffs takes no dots (kernel/bpf/inode.c, bpf_lookup)."""
-    return name.lstrip(".").replace(".", "_")
 
 
 class Generation:
@@ -102,7 +95,7 @@ class Generation:
 
     def map(self, name: str) -> Map:
         """Open one of its maps: the owner's right alone. Raises KernelError."""
-        return Map.from_pin(f"{self.folder}/{_MAP}{_pin_name(name)}")
+        return Map.from_pin(f"{self.folder}/{_MAP}{pin_name(name)}")
 
     def globals(self) -> _Kept:
         """Its globals, for its owner, in a ``with`` block."""
@@ -121,12 +114,10 @@ class Generation:
                 _gone(os.unlink, f"{self.folder}/{name}")
             _gone(os.rmdir, self.folder)
         except OSError as e:
-            raise KernelError(
-                f"the pins of generation {self.number} cannot be removed: {e.strerror}.",
-                errno=e.errno or 0,
-                call="unlink",
+            raise system_error(
+                f"the pins of generation {self.number} cannot be removed", e, "unlink",
                 path=e.filename or self.folder,
-            ) from None
+            ) from None  # fmt: skip
 
 
 def _gone(act: Callable[[str], None], path: str) -> None:
@@ -146,11 +137,8 @@ def generations(folder: str = FOLDER) -> list[Generation]:
     except FileNotFoundError:
         return []
     except OSError as e:
-        raise KernelError(
-            f"the kept generations cannot be listed: {e.strerror}.",
-            errno=e.errno or 0,
-            call="listdir",
-            path=folder,
+        raise system_error(
+            "the kept generations cannot be listed", e, "listdir", path=folder
         ) from None
     return [Generation(number, folder) for number in sorted(numbers)]
 
@@ -185,7 +173,7 @@ class Turn:
             try:
                 os.mkdir(self._folder, 0o700)
             except FileExistsError:
-                fsaccess.trusted_folder(self._folder)
+                trusted_folder(self._folder)
             self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -246,12 +234,7 @@ def publish(link: Link, path: str = fsaccess.PIN) -> None:
         os.chmod(new, 0o444)
         os.rename(new, path)
     except OSError as e:
-        raise KernelError(
-            f"the status cannot be shown: {e.strerror}.",
-            errno=e.errno or 0,
-            call="rename",
-            path=path,
-        ) from None
+        raise system_error("the status cannot be shown", e, "rename", path=path) from None
 
 
 def places_of(found: Map, name: str = ".bss") -> dict[str, tuple[int, int]]:
@@ -353,7 +336,7 @@ def _nothing(folder: str) -> list[Generation]:
 def _pin(generation: Generation, obj: Object, links: Mapping[str, Link]) -> None:
     """Pin maps and links of the attached object; the folder is there already."""
     for name, found in obj.maps.items():
-        found.pin(f"{generation.folder}/{_MAP}{_pin_name(name)}")
+        found.pin(f"{generation.folder}/{_MAP}{pin_name(name)}")
     for name, link in links.items():
         link.pin(f"{generation.folder}/{_LINK}{name}")
 
@@ -382,7 +365,7 @@ def make(
             owner_ticks=owner_ticks,
             initramfs_dev=initramfs_dev,
             settings={
-                "kept": KEPT,
+                "kept": keep.method("pins").number,
                 "generation": generation.number,
                 "deputy_start_ticks": deputy[1],
                 "deputy_tgid": deputy[0],
@@ -407,6 +390,7 @@ def enable(
     owner: int | None = None,
     initramfs_dev: int = 0,
     guard: Plan | None = None,
+    own_filesystem: bool = False,
     before_arm: Callable[[Object], None] | None = None,
     step: Callable[[str], None] = lambda name: None,
     folder: str = FOLDER,
@@ -415,12 +399,13 @@ def enable(
 
     guard: the pins policy's Plan, which is put over the filesystem of the pins with the same owner
     unless it is in force there already; without it root can take the pins away.
+    own_filesystem: mount one for the pins, so that a pins policy can be put over it later.
     ``release`` closes the handles of the Policy; ``close`` would take its status away.
     Raises what ``fsaccess.enable`` and ``pins.install`` do, and RestrictError if a generation is
     in force already; nothing is left behind then.
     """
     place = os.path.dirname(folder)
-    mounted = guard is not None and pins.filesystem(place)
+    mounted = (own_filesystem or guard is not None) and pins.filesystem(place)
     try:
         with Turn(folder):
             return _enable(

@@ -11,6 +11,9 @@ Left alone, because they bring in no code: PTRACE_POKEUSR, SETREGS and SETREGSET
 registers; process_vm_writev(2) respects the protection of pages (text is refused with EFAULT)
 and is judged by the policy as an attachment.
 
+It may also refuse personality(2) with READ_IMPLIES_EXEC, under which brk(2) makes an executable
+heap: no program can be attached without a link that would refuse that (keep = ownerless).
+
 A filter is inherited by every descendant, survives exec and cannot be removed. It covers the
 process that installs it and what that one starts later, nothing else: not processes that exist
 already, and not user-mode helpers, which the kernel starts (core_pattern, request-key, modprobe).
@@ -33,29 +36,32 @@ from restrict.errors import KernelError, RestrictError
 __all__ = ["filters_of", "install", "poke_refused", "program", "report"]
 
 PTRACE_POKETEXT, PTRACE_POKEDATA = 4, 5
+READ_IMPLIES_EXEC = 0x0400000  # include/uapi/linux/personality.h
+_ASK = 0xFFFFFFFF  # personality(2): changes nothing
 
 AUDIT_ARCH_X86_64, AUDIT_ARCH_I386 = 0xC000003E, 0x40000003
 AUDIT_ARCH_AARCH64, AUDIT_ARCH_ARM = 0xC00000B7, 0x40000028
 _EVERY_BIT = 0xFFFFFFFF
 _NOT_X32 = _EVERY_BIT & ~0x40000000  # __X32_SYSCALL_BIT, which x32 calls carry in their number
 
-# machine → its architectures, the usual one first: (AUDIT_ARCH, mask of nr, numbers of ptrace).
+# machine → its architectures, the usual one first: (AUDIT_ARCH, mask of nr, numbers of ptrace,
+# number of personality).
 # x32 reports itself as x86-64 and has an entry of its own for ptrace, 521; on kernels where it
 # shares the 64-bit table, 101 with its bit is ptrace too, and 521 without it.
-_ARCHITECTURES: dict[str, tuple[tuple[int, int, tuple[int, ...]], ...]] = {
+_ARCHITECTURES: dict[str, tuple[tuple[int, int, tuple[int, ...], int], ...]] = {
     "x86_64": (
-        (AUDIT_ARCH_X86_64, _NOT_X32, (101, 521)),
-        (AUDIT_ARCH_I386, _EVERY_BIT, (26,)),
+        (AUDIT_ARCH_X86_64, _NOT_X32, (101, 521), 135),
+        (AUDIT_ARCH_I386, _EVERY_BIT, (26,), 136),
     ),
     "aarch64": (
-        (AUDIT_ARCH_AARCH64, _EVERY_BIT, (117,)),
-        (AUDIT_ARCH_ARM, _EVERY_BIT, (26,)),
+        (AUDIT_ARCH_AARCH64, _EVERY_BIT, (117,), 92),
+        (AUDIT_ARCH_ARM, _EVERY_BIT, (26,), 136),
     ),
 }
 
 # Offsets in struct seccomp_data. Both machines are little-endian here (pybpf.sys.syscalls.machine
 # knows no other), so the low half of a 64-bit argument comes first.
-_NR, _ARCH, _REQUEST = 0, 4, 16
+_NR, _ARCH, _FIRST = 0, 4, 16
 
 _LD, _AND, _JEQ, _RET = 0x20, 0x54, 0x15, 0x06  # LD|W|ABS, ALU|AND|K, JMP|JEQ|K, RET|K
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_…
@@ -67,8 +73,10 @@ _TSYNC, _LOG, _SPEC_ALLOW = 1, 2, 4
 _MODE_FILTER = 2
 
 
-def program(arch: str) -> bytes:
+def program(arch: str, *, implied_exec: bool = False) -> bytes:
     """The filter for a machine ("x86_64", "aarch64"): an array of struct sock_filter.
+
+    implied_exec: refuse READ_IMPLIES_EXEC, too.
 
     The request is told by the low 32 bits of the argument alone. The entries for x32, i386 and
     arm cut it to those (compat_ptrace), and a 64-bit request with other bits set is none that
@@ -78,28 +86,37 @@ def program(arch: str) -> bytes:
     number for ptrace is not known, and letting all of it pass would leave a way round. These
     machines' kernels have no such calls. (Killing would be worse than refusing: this is PID 1.)
 
-    Calls other than ptrace are decided by arch and nr, by instructions that the kernel can
+    Other calls are decided by arch and nr, by instructions that the kernel can
     evaluate beforehand, so that it remembers them and runs no filter (5.11, "seccomp cache").
     """
     entries = _ARCHITECTURES[arch]
     # (code, k, label if equal, label if not); "" is the next instruction.
     code: list[tuple[int, int, str, str]] = [(_LD, _ARCH, "", "")]
     labels: dict[str, int] = {}
-    for known, _, _ in entries:
+    for known, *_ in entries:
         code.append((_JEQ, known, hex(known), ""))
     code.append((_RET, _ERRNO | errno.EPERM, "", ""))
-    for known, mask, numbers in entries:
+    for known, mask, numbers, personality in entries:
         labels[hex(known)] = len(code)
         code.append((_LD, _NR, "", ""))
         if mask != _EVERY_BIT:
             code.append((_AND, mask, "", ""))
         for nr in numbers:
             code.append((_JEQ, nr, "ptrace", ""))
+        if implied_exec:
+            code.append((_JEQ, personality, "personality", ""))
         code.append((_RET, _ALLOW, "", ""))
+    if implied_exec:
+        labels["personality"] = len(code)
+        code.append((_LD, _FIRST, "", ""))  # an unsigned int: the kernel, too, cuts it to 32 bits
+        code.append((_JEQ, _ASK, "allow", ""))
+        code.append((_AND, READ_IMPLIES_EXEC, "", ""))
+        code.append((_JEQ, READ_IMPLIES_EXEC, "deny", "allow"))
     labels["ptrace"] = len(code)
-    code.append((_LD, _REQUEST, "", ""))
+    code.append((_LD, _FIRST, "", ""))
     for request in (PTRACE_POKETEXT, PTRACE_POKEDATA):
         code.append((_JEQ, request, "deny", ""))
+    labels["allow"] = len(code)
     code.append((_RET, _ALLOW, "", ""))
     labels["deny"] = len(code)
     code.append((_RET, _ERRNO | errno.EPERM, "", ""))
@@ -111,17 +128,21 @@ def program(arch: str) -> bytes:
     return data
 
 
-def install() -> bool:
+def install(*, implied_exec: bool = False) -> bool:
     """Put this process, all its threads and all it will start under the filter.
 
-    Returns False, and changes nothing, if the two requests are refused here already: a successor
-    of an init that did this, in the same process, must not stack a second one.
-    Raises KernelError (EACCES without CAP_SYS_ADMIN), and RestrictError if the requests are not
-    refused afterwards. It cannot be undone.
+    implied_exec: refuse READ_IMPLIES_EXEC, too. Returns False, and changes nothing, if all of it is
+    refused here already: a successor of an init that did this, in the same process, must not stack
+    a second one. Raises KernelError (EACCES without CAP_SYS_ADMIN), and RestrictError if the
+    requests are not refused afterwards. It cannot be undone.
     """
-    if poke_refused():
+
+    def refused() -> bool:
+        return bool(poke_refused() and (not implied_exec or _implied_exec_refused()))
+
+    if refused():
         return False
-    filters = program(machine())
+    filters = program(machine(), implied_exec=implied_exec)
     keep = pointer(filters)
     prog = bytearray(struct.pack("@HP", len(filters) // 8, keep.address))  # struct sock_fprog
     try:
@@ -135,8 +156,8 @@ def install() -> bool:
             f"thread {other} of this process has seccomp filters of its own, so the one for "
             "PTRACE_POKETEXT cannot be given to all threads; none has it now.",
         )
-    if not poke_refused():
-        raise RestrictError("the seccomp filter is installed, but PTRACE_POKETEXT is not refused.")
+    if not refused():
+        raise RestrictError("the seccomp filter is installed, but does not refuse what it should.")
     return True
 
 
@@ -149,17 +170,25 @@ def poke_refused() -> bool | None:
     mode = filters_of("self")
     if mode is not None and mode[0] == 0:
         return False
+    code = _errno_of("ptrace", PTRACE_POKETEXT, 0, 0, 0)
+    return None if code is None else {errno.EPERM: True, errno.ESRCH: False}.get(code)
+
+
+def _implied_exec_refused() -> bool:
+    return _errno_of("personality", READ_IMPLIES_EXEC) == errno.EPERM
+
+
+def _errno_of(name: str, *arguments: int) -> int | None:
+    """What a child gets for a call: an errno, 0 for success; None if it was killed."""
     child = os.fork()
     if child == 0:
         code = 255
         try:
-            code = -raw(number("ptrace"), PTRACE_POKETEXT, 0, 0, 0)
+            code = max(0, -raw(number(name), *arguments))
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
-    if not os.WIFEXITED(status):
-        return None
-    return {errno.EPERM: True, errno.ESRCH: False}.get(os.WEXITSTATUS(status))
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
 
 
 def filters_of(pid: int | str) -> tuple[int, int | None] | None:

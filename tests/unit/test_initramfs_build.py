@@ -132,6 +132,7 @@ def test_size_and_content(inputs: Path) -> None:
         "certificate = /restrict/etc/certificate0.der",
         "image = auto",
         "init = /sbin/init -x",
+        "pins_plan = /restrict/etc/pins.plan",
         "plan = /restrict/etc/fsaccess.plan",
         "signature = /restrict/etc/signature.p7s",
     ]

@@ -18,6 +18,15 @@ def test_the_plan_in_the_tree_is_what_the_object_gives() -> None:
     assert from_bytes(PLAN.read_bytes()) == bundle.build()
 
 
+def test_the_ownerless_plan_is_what_the_command_makes(tmp_path: Path) -> None:
+    from restrict.cli import main
+
+    made = tmp_path / "made.plan"
+    assert main(["bundle", "--ownerless", "-o", str(made)]) == 0
+    assert made.read_bytes() == PLAN.with_name("fsaccess_cgroup.plan").read_bytes()
+    assert main(["bundle", "--ownerless", "--deny-ptrace", "-o", str(made)]) == 1
+
+
 def test_it_is_the_default() -> None:
     assert Path(fsaccess.default_plan()) == PLAN
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from pybpf.errors import PybpfError
-from restrict import keep, keep_cli, keep_pins, status
-from restrict.errors import RestrictError
-from restrict.guard import start_ticks
-from restrict.keep import METHODS, State, by_number, is_alive, method
+from restrict import config, keep, keep_cli, keep_init, keep_pins, status
+from restrict.errors import ConfigError, RestrictError
+from restrict.guard import is_alive, start_ticks
+from restrict.keep import METHODS, State, by_number, method
+from restrict.policy import default_plan, load_plan
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf/include/policy.h"
 
@@ -26,7 +27,6 @@ def test_numbers_are_those_of_the_header() -> None:
         for name, number in re.findall(r"POLICY_KEPT(?:_BY)?_(\w+) = (\d+)", text)
     }
     assert {found.name: found.number for found in METHODS}.items() <= numbers.items()
-    assert numbers["pins"] == keep_pins.KEPT
 
 
 def test_methods_are_told_by_name_and_number() -> None:
@@ -111,6 +111,69 @@ def test_the_way_that_enable_takes() -> None:
     assert keep_cli.chosen(_arguments(keep="pins")) == "pins"
     with pytest.raises(RestrictError, match="--no-status needs a process that stays"):
         keep_cli.chosen(_arguments(keep="pins", no_status=True))
+
+
+@pytest.mark.parametrize(
+    ("init", "keep", "plan", "segment", "name"),
+    [
+        ("/sbin/init", "", "fsaccess", False, "pins"),
+        ("/sbin/init", "", "fsaccess", True, "pins"),
+        ("/usr/bin/restrict init --resume -- /sbin/init", "", "fsaccess", False, "exec"),
+        # What follows first is the generator's own PID 1, whatever comes on the root.
+        ("/usr/bin/restrict init --resume -- /sbin/init", "", "fsaccess", True, "pins"),
+        ("/sbin/init --resume", "", "fsaccess", False, "pins"),
+        ("/sbin/init", "", "fsaccess_cgroup", False, "ownerless"),
+        ("/sbin/init", "", "fsaccess_cgroup", True, "ownerless"),
+        ("/sbin/init", "keeper", "fsaccess", False, "keeper"),
+        ("/usr/bin/restrict init --resume -- /sbin/init", "pins", "fsaccess", False, "pins"),
+    ],
+)
+def test_the_way_that_init_takes(init: str, keep: str, plan: str, segment: bool, name: str) -> None:
+    said: list[str] = []
+    found = keep_init.choose(
+        _settings(init, keep), load_plan(default_plan(plan)), said.append, segment=segment
+    )
+    assert found.name == name
+    assert (f"keep = auto: {name}, " in " ".join(said)) == (not keep)
+    guarded = name == "pins" and not segment  # the successor brings the guard of a segment's pins
+    assert (found.guard is not None) == guarded
+
+
+def _settings(init: str, keep: str, pins_plan: str = "") -> config.InitConfig:
+    lines = [f"init = {init}", f"pins_plan = {pins_plan or default_plan('pins')}"]
+    return config.parse("\n".join([*lines, f"keep = {keep}"] if keep else lines))
+
+
+@pytest.mark.parametrize(
+    ("keep", "plan", "segment", "message"),
+    [
+        ("pins", "fsaccess_cgroup", False, "keep = pins does not fit .* the ownerless policy's"),
+        ("exec", "fsaccess_cgroup", True, "keep = exec does not fit"),
+        ("ownerless", "fsaccess", False, "is not the ownerless policy's.*bundle --ownerless"),
+        # A generator ends it, and with it the policy.
+        ("keeper", "fsaccess", True, "for `restrict init` alone"),
+    ],
+)
+def test_ways_that_do_not_fit(keep: str, plan: str, segment: bool, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        keep_init.choose(
+            _settings("/sbin/init", keep), load_plan(default_plan(plan)), print, segment=segment
+        )
+    assert re.search(message, " ".join(str(caught.value).split()))
+
+
+def test_pins_without_a_guard_are_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = load_plan(default_plan("fsaccess"))
+    found = keep_init.choose(
+        _settings("/sbin/init", "", str(tmp_path / "none.plan")), plan, said.append
+    )
+    assert (found.name, found.guard) == ("pins", None)
+    assert any("root can take the pins away" in text for text in said)
+    # One that is there and cannot be used is no reason to take a weaker way.
+    (tmp_path / "bad.plan").write_bytes(b"nothing")
+    with pytest.raises(PybpfError, match=r"bad\.plan"):
+        keep_init.choose(_settings("/sbin/init", "", str(tmp_path / "bad.plan")), plan, said.append)
 
 
 def test_only_the_owner_is_let() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from restrict import (
     config,
-    init,
     keep,
+    keep_init,
     keep_keeper,
     keyring,
     modules,
@@ -389,7 +389,8 @@ def test_config_contradictions_are_told(text: str, message: str) -> None:
 
 
 def test_init_offers_the_ways_of_keeping_that_there_are() -> None:
-    assert set(config._CHOICES["keep"]) == set(keep.names("init")) == set(init._KEPT)
+    assert config._CHOICES["keep"] == ("auto", *keep.names("init"))
+    assert set(keep.names("init")) == set(keep_init._SAID)
     assert [keep.method(name).number for name in ("exec", "pins", "ownerless", "keeper")] == [
         1, 2, 3, 4,
     ]  # fmt: skip

@@ -110,14 +110,48 @@ def test_unknown_architectures_are_refused_whole(machine: str) -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_kernel_takes_its_form(machine: str) -> None:
     """As bpf_check_classic() in net/core/filter.c: jumps go forward and stay inside."""
-    code = list(struct.iter_unpack("<HBBI", seccomp.program(machine)))
-    assert 0 < len(code) <= 4096
-    assert code[-1][0] == 0x06
-    for i, (op, yes, no, _) in enumerate(code):
-        if op == 0x15:
-            assert i + 1 + max(yes, no) < len(code)
-    # What it costs a usual call: only this many are run, and from 5.11 on not even those.
-    assert len(code) < 20
+    for implied_exec, most in ((False, 20), (True, 26)):
+        program = seccomp.program(machine, implied_exec=implied_exec)
+        code = list(struct.iter_unpack("<HBBI", program))
+        assert 0 < len(code) <= 4096
+        assert code[-1][0] == 0x06
+        for i, (op, yes, no, _) in enumerate(code):
+            if op == 0x15:
+                assert i + 1 + max(yes, no) < len(code)
+        # What it costs a usual call: only this many are run, and from 5.11 on not even those.
+        assert len(code) < most
+
+
+PERSONALITY = [
+    ("x86_64", X86_64, 135), ("x86_64", X86_64, X32 | 135), ("x86_64", I386, 136),
+    ("aarch64", AARCH64, 92), ("aarch64", ARM, 136),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("machine", "arch", "nr"), PERSONALITY)
+@pytest.mark.parametrize("upper", UPPER)
+def test_implied_exec_is_refused_if_asked_for(machine: str, arch: int, nr: int, upper: int) -> None:
+    implied = 0x0400000
+    usual, more = seccomp.program(machine), seccomp.program(machine, implied_exec=True)
+    for persona in (0, 8, 0x0040000, 0x0020000, implied, implied | 8, 0xFFFFFFFE, 0xFFFFFFFF):
+        # All bits set asks for the present one and changes nothing.
+        refused = bool(persona & implied) and persona != 0xFFFFFFFF
+        given = upper << 32 | persona
+        assert run(more, nr, arch, given) == (EPERM if refused else ALLOW), hex(persona)
+        assert run(usual, nr, arch, given) == ALLOW
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_that_filter_does_what_the_other_does(machine: str) -> None:
+    usual, more = seccomp.program(machine), seccomp.program(machine, implied_exec=True)
+    changed = set()
+    for arch in {a for m, a, _ in ENTRIES if m == machine} | {0}:
+        for bit in (0, X32):
+            for nr in range(1024):
+                for first in (0, 1, 4, 5, 0x0400000):
+                    if run(usual, bit | nr, arch, first) != run(more, bit | nr, arch, first):
+                        changed.add((machine, arch, bit | nr))
+    assert changed == {entry for entry in PERSONALITY if entry[0] == machine}
 
 
 def test_a_process_without_filters_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import os
 import subprocess
 
 from tests.vm import probes
-from tests.vm.outcome import refused
+from tests.vm.outcome import ALLOWED, refused
 from tests.vm.programs import program
-from tests.vm.restrict_boot import configuration
+from tests.vm.restrict_boot import configuration, console
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from tests.vm.scenario import Guest, Scenario
 
 __all__ = [
-    "PROGRAM", "attacks_on_keeper", "attacks_on_ownerless", "command", "control", "denied",
-    "files", "kept", "link_ids", "project_disk", "remember", "remembered", "status",
-    "tmpfs_program",
+    "PROGRAM", "attacks_on_keeper", "attacks_on_ownerless", "command", "console", "control",
+    "denied", "files", "kept", "link_ids", "program_ids", "project_disk", "refusal", "remember",
+    "remembered", "status", "tmpfs_program",
 ]  # fmt: skip
 
 PROGRAM = "/run/test/program"
@@ -111,6 +111,11 @@ def link_ids() -> list[int]:
     return sorted(status().guard["link"])
 
 
+def program_ids() -> list[int]:
+    """The same of its programs, which is what there is of the ownerless policy."""
+    return sorted(status().guard["program"])
+
+
 def kept(guest: Guest, keep: str) -> None:
     """`restrict status` names the way of keeping, and who could still end it."""
     import json
@@ -160,14 +165,14 @@ def denied(guest: Guest, path: str = PROGRAM) -> None:
     assert os.stat(path).st_mode & 0o111
 
 
-def _refusal(act: Callable[..., object], *arguments: object) -> int:
+def refusal(act: Callable[..., object], *arguments: object) -> int:
     """The errno of what a kernel call raises; 0 if it did not."""
     from pybpf.errors import KernelError
 
     try:
         act(*arguments)
-    except KernelError as e:
-        return e.errno
+    except (KernelError, OSError) as e:
+        return e.errno or 0
     return 0
 
 
@@ -221,21 +226,27 @@ def attacks_on_ownerless(scenario: Scenario) -> None:
         assert len(before) == 9
         assert set(before) < set(status().guard["program"])
         for ident in before:
-            assert _refusal(Program.from_id, ident) == errno.EPERM
+            assert refusal(Program.from_id, ident) == errno.EPERM
         cgroup = root_cgroup()
         kind = abi.BPF_LSM_CGROUP
-        found = [_refusal(prog_detach, 0, cgroup, kind)]
+        found = [refusal(prog_detach, 0, cgroup, kind)]
         with run(load_plan("/project/bpf/objects/fsaccess_cgroup.plan")) as copy:
             mine = copy.programs["fsaccess_mmap"].fileno()
-            found.append(_refusal(prog_detach, mine, cgroup, kind))
-            found.append(_refusal(prog_attach, mine, cgroup, kind, 0))  # alone
-            found.append(_refusal(prog_attach, mine, cgroup, kind, 1))  # overridable
-            found.append(_refusal(prog_attach, mine, cgroup, kind, 2 | 4, mine))  # replace
+            found.append(refusal(prog_detach, mine, cgroup, kind))
+            found.append(refusal(prog_attach, mine, cgroup, kind, 0))  # alone
+            found.append(refusal(prog_attach, mine, cgroup, kind, 1))  # overridable
+            found.append(refusal(prog_attach, mine, cgroup, kind, 2 | 4, mine))  # replace
         os.close(cgroup)
         guest.note(str([errno.errorcode.get(code, code) for code in found]))
         assert 0 not in found
         assert on_root() == before
         denied(guest, tmpfs_program(guest))
+
+    @scenario.case()
+    def implied_exec_is_refused(guest: Guest) -> None:
+        """By the filter that restrict init has left, for what no program of the policy sees."""
+        guest.expect(probes.imply_exec(), refused())
+        guest.expect(probes.imply_exec(0xFFFFFFFF), ALLOWED)
 
     @scenario.case()
     def its_maps_are_nobodys(guest: Guest) -> None:
@@ -248,9 +259,9 @@ def attacks_on_ownerless(scenario: Scenario) -> None:
         assert status().owner == 0
         assert len(status().guard["program"]) >= 9
         for ident in status().guard["program"]:
-            assert _refusal(Program.from_id, ident) == errno.EPERM
+            assert refusal(Program.from_id, ident) == errno.EPERM
         for ident in status().guard["map"]:
-            assert _refusal(Map.from_id, ident) == errno.EPERM
+            assert refusal(Map.from_id, ident) == errno.EPERM
 
 
 def attacks_on_keeper(scenario: Scenario) -> None:

@@ -84,8 +84,11 @@ exec env -i PATH=/usr/bin:/bin switch_root /root /project/tests/vm/initramfs_nex
 """
 
 
-def segment_and_generator(run: Mapping[str, Any]) -> bytes:
-    """A segment, and behind it the initramfs of another generator."""
+def segment_and_generator(run: Mapping[str, Any], **changes: str) -> bytes:
+    """A segment, and behind it the initramfs of another generator.
+
+    changes: to the segment's configuration.
+    """
     import tempfile
     from pathlib import Path
 
@@ -94,7 +97,7 @@ def segment_and_generator(run: Mapping[str, Any]) -> bytes:
     from tools.guest.packages import toolbox
 
     with tempfile.TemporaryDirectory() as name:
-        built = initramfs.build(**arguments(run, Path(name)))
+        built = initramfs.build(**arguments(run, Path(name), **changes))
         size = initramfs.write(Path(name, "segment.cpio.xz"), built)
         segment = Path(name, "segment.cpio.xz").read_bytes()
         assert len(segment) == size

@@ -10,9 +10,9 @@ import sys
 if "/project" not in sys.path:
     sys.path.insert(0, "/project")
 
-from restrict import fsaccess  # noqa: E402
-from restrict.initramfs_start import resume  # noqa: E402
+from restrict.initramfs_start import take_over  # noqa: E402
+from restrict.policy import default_plan  # noqa: E402
 from tests.vm.restrict_boot import HARNESS  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(resume(fsaccess.default_plan(), HARNESS.split()))
+    sys.exit(take_over(HARNESS.split(), default_plan("fsaccess"), default_plan("pins")))

@@ -240,12 +240,12 @@ class Denial:
     """What a denial and its event must be like.
 
     *file* is the file that was to be executed: the event must have its path (where the hook
-    gives only a name, that), device and inode.  *data* is the file that hosts the data, if that
-    is another, as below an overlay; "" if the event's file cannot be looked up.  *object* is
-    the number of what was guarded; a function is called with the guest.
+    gives only a name, that, or *name*), device and inode.  *data* is the file that hosts the
+    data, if that is another, as below an overlay; "" if the event's file cannot be looked up.
+    *object* is the number of what was guarded; a function is called with the guest.
     """
 
-    __slots__ = ("code", "data", "file", "filesystem", "object", "operation", "reason")
+    __slots__ = ("code", "data", "file", "filesystem", "name", "object", "operation", "reason")
 
     def __init__(
         self,
@@ -257,7 +257,9 @@ class Denial:
         data: str | None = None,
         filesystem: str = "",
         object: int | Callable[[Guest], int] = 0,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.operation = operation
         self.reason = reason
         self.code = code
@@ -285,7 +287,9 @@ class Denial:
             wanted.append(("device", device, event.device))
             wanted.append(("inode", status.st_ino, event.inode))
         if self.file:
-            name = self.file if event.operation != "mprotect" else os.path.basename(self.file)
+            name = self.name or self.file
+            if event.operation == "mprotect":
+                name = os.path.basename(name)
             wanted.append(("path", name, event.path))
         for what, expected, found in wanted:
             if expected != found:

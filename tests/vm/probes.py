@@ -406,6 +406,11 @@ def executable_heap() -> Outcome:
     return attempt(body)
 
 
+def imply_exec(persona: int = 0x0400000) -> Outcome:
+    """personality(READ_IMPLIES_EXEC), or another, in a child."""
+    return attempt(lambda act: act(raw.call, "personality", persona))
+
+
 def map_readable_as_executable() -> Outcome:
     """personality(READ_IMPLIES_EXEC), then a readable and writable anonymous mapping."""
 

@@ -148,7 +148,8 @@ def resumed(times: int, then: str = HARNESS) -> str:
 
 
 def configuration(run: Mapping[str, Any], init: str = HARNESS, **changes: str) -> str:
-    """The text of init.conf for the disk ``root`` of the run; a change to "" drops a key.
+    """The text of init.conf for the disk ``root`` of the run; a change to "" drops a key, so that
+    its default counts.
 
     Without an image ``root`` (a scenario with disks of its own) it does not say what to open.
     """
@@ -167,6 +168,7 @@ def configuration(run: Mapping[str, Any], init: str = HARNESS, **changes: str) -
         "plan": "/etc/restrict/fsaccess.plan",
         "init": init,
         "wait": "20",
+        "keep": "exec",  # the harness adopts what it inherits
         **changes,
     }
     lines = [f"{key} = {value}" for key, value in values.items() if value]

@@ -28,14 +28,18 @@ def _image() -> Path:
     return debian_image(toolbox(), "sysvinit")
 
 
-def _sysvinit(keep: str) -> Scenario:
-    """A boot into sysvinit with the policy kept in this way, and what must hold then."""
+def _sysvinit(keep: str, *, default: bool = False) -> Scenario:
+    """A boot into sysvinit with the policy kept in this way, and what must hold then.
+
+    default: the configuration does not say so.
+    """
 
     def initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
-        return boot.files(run, keep=keep)
+        return boot.files(run, keep="" if default else keep)
 
     scenario = Scenario(
-        f"sysvinit-{keep}", lanes=("7.3",), initramfs=initramfs, timeout=600.0,
+        "sysvinit-" + ("default" if default else keep), lanes=("7.3",), timeout=600.0,
+        initramfs=initramfs,
         disks={"root": _image, "project": boot.project_disk},
     )  # fmt: skip
 
@@ -63,6 +67,7 @@ def _sysvinit(keep: str) -> Scenario:
     @scenario.case()
     def status_says_what_keeps_it(guest: Guest) -> None:
         boot.kept(guest, keep)
+        assert default == any(f"keep = auto: {keep}, " in line for line in boot.console())
 
     @scenario.case()
     def init_executed_again_changes_nothing(guest: Guest) -> None:
@@ -76,7 +81,7 @@ def _sysvinit(keep: str) -> Scenario:
     return scenario
 
 
-sysvinit_pins = _sysvinit("pins")
+sysvinit_default = _sysvinit("pins", default=True)
 # sysvinit leaves fds alone that it does not know; so do its children, and what they start.
 sysvinit_exec = _sysvinit("exec")
 sysvinit_ownerless = _sysvinit("ownerless")

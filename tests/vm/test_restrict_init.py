@@ -20,7 +20,7 @@ TAKEOVERS = 10
 
 
 def _initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
-    return files(run, init=resumed(TAKEOVERS))
+    return files(run, init=resumed(TAKEOVERS), keep="")  # whose default is exec then
 
 
 boot = Scenario("boot", initramfs=_initramfs, timeout=600.0)
@@ -71,6 +71,7 @@ def each_step_was_said(guest: Guest) -> None:
     for line in lines:
         guest.note(line)
     assert any(f"armed: {len(guest.state['policy'].links)} programs" in line for line in lines)
+    assert any("keep = auto: exec, " in line for line in lines)
     assert any("signed root" in line for line in lines)
     assert any("root switched" in line for line in lines)
     assert sum("took over" in line for line in lines) == TAKEOVERS

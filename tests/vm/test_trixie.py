@@ -22,22 +22,26 @@ if TYPE_CHECKING:
 SERVICES = ("systemd-journald", "systemd-udevd", "systemd-logind", "dbus", "cron")
 
 
-def _image() -> Path:
+def image() -> Path:
     from tools.guest.debian import debian_image
     from tools.guest.packages import toolbox
 
     return debian_image(toolbox())
 
 
-def _trixie(keep: str) -> Scenario:
-    """A boot into it with the policy kept in this way, and what must hold then."""
+def _trixie(keep: str, *, default: bool = False) -> Scenario:
+    """A boot into it with the policy kept in this way, and what must hold then.
+
+    default: the configuration does not say so.
+    """
 
     def initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
-        return boot.files(run, keep=keep)
+        return boot.files(run, keep="" if default else keep)
 
     scenario = Scenario(
-        f"trixie-{keep}", lanes=("7.3",), initramfs=initramfs, timeout=900.0,
-        disks={"root": _image, "project": boot.project_disk},
+        "trixie-" + ("default" if default else keep), lanes=("7.3",), timeout=900.0,
+        initramfs=initramfs,
+        disks={"root": image, "project": boot.project_disk},
     )  # fmt: skip
 
     @scenario.case()
@@ -105,6 +109,7 @@ def _trixie(keep: str) -> Scenario:
     @scenario.case()
     def status_says_what_keeps_it(guest: Guest) -> None:
         boot.kept(guest, keep)
+        assert default == any(f"keep = auto: {keep}, " in line for line in boot.console())
 
     @scenario.case()
     def daemon_reexec_is_survived(guest: Guest) -> None:
@@ -113,11 +118,11 @@ def _trixie(keep: str) -> Scenario:
         assert boot.link_ids() == links
         boot.denied(guest)
         guest.expect(probes.run("/usr/bin/true"), ALLOWED)
-        boot.remember(repr(links))
 
     @scenario.case(timeout=200.0)
     def soft_reboot(guest: Guest) -> None:
         """Ends the tests; what comes of it is for the next case, in the system started again."""
+        boot.remember(repr(boot.link_ids()))
         boot.command("systemctl", "soft-reboot")
         time.sleep(180)
         raise AssertionError("the system went on")
@@ -142,7 +147,7 @@ def _trixie(keep: str) -> Scenario:
     return scenario
 
 
-trixie_pins = _trixie("pins")
+trixie_default = _trixie("pins", default=True)
 trixie_ownerless = _trixie("ownerless")
 boot.attacks_on_ownerless(trixie_ownerless)
 trixie_keeper = _trixie("keeper")

@@ -31,7 +31,7 @@ log = os.open("/dev/kmsg", os.O_WRONLY)
 os.set_inheritable(log, False)
 os.write(log, b"<6>bench: first %d now %d" % (first, time.monotonic_ns()))
 
-class State(init._State):
+class State(init.State):
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         if name == "step":
@@ -40,7 +40,7 @@ class State(init._State):
             os.write(log, ("<6>bench: steps " + ",".join(begun)).encode())
 
 begun = []
-init._State = State
+init.State = State
 from restrict.cli import main
 sys.exit(main(["init", "/etc/restrict/init.conf"]))
 """
