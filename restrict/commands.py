@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from restrict.errors import RestrictError
+import fcntl
+import os
+
+from restrict.errors import RestrictError, system_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     Add = Callable[[str, str, Run], argparse.ArgumentParser]
     _T = TypeVar("_T")
 
-__all__ = ["command", "descriptor", "group", "opened", "print_json", "show", "watch"]
+__all__ = ["Turn", "command", "descriptor", "group", "opened", "print_json", "show", "watch"]
 
 
 def print_json(value: object) -> None:
@@ -96,3 +99,32 @@ def watch(
 
     with Server(events_fd, SOCKETS[policy]) as server:
         server.run(stop_fd, seen, also)
+
+
+class Turn:
+    """In its block this process alone reads a policy's ring buffer, which two cannot: flock(2) on
+    a directory of the policy's pins. Raises RestrictError where another process reads."""
+
+    def __init__(self, folder: str, policy: str) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        try:
+            self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.__exit__()
+            if isinstance(error, BlockingIOError):
+                raise RestrictError(
+                    f"another `restrict {self._policy} watch` runs: only one process can read the "
+                    "events.",
+                    path=self._folder, hint="Read them from it: `restrict events --follow`.",
+                ) from None  # fmt: skip
+            raise system_error("it cannot be locked", error, "flock", path=self._folder) from None
+
+    def __exit__(self, *exc: object) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -232,7 +232,7 @@ def enable(
         ticks = ticks_of(tgid) if owner_ticks is None else owner_ticks
         obj = run(plan)
         bss = obj.maps[".bss"]
-        size = int(bss.info()["value_size"])
+        size = bss.value_size
 
         name = "settings"
         step(name)

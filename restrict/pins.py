@@ -124,6 +124,11 @@ class Pins:
         self._filesystems = filesystems
         self.notes: list[str] = []
 
+    @property
+    def guard(self) -> str:
+        """The directory of the policy's own pins."""
+        return f"{self.path}/{_GUARD}"
+
     def globals(self) -> Globals:
         """The policy's globals, mapped inside a ``with`` block."""
         return Globals(self._bss.fileno(), self.size, self.places)
@@ -132,8 +137,7 @@ class Pins:
 
     def filesystems(self) -> list[int]:
         """Device numbers (the kernel's) of the guarded filesystems; 0 is a free entry."""
-        data = self._bss.lookup(0)
-        raw = data if isinstance(data, bytes) else bytes(data)
+        raw = self._bss.lookup(0)
         found = []
         for i in range(MOST_FILESYSTEMS):
             superblock, _ns, _magic, device, _ = PINS_FILESYSTEM.unpack_from(
@@ -189,7 +193,9 @@ class Pins:
             os.setxattr(path, LABEL, b"pins")
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-                raise
+                raise system_error(
+                    "its root cannot be marked", error, "setxattr", path=str(path)
+                ) from None
 
     # ── ids ──
 
@@ -274,8 +280,6 @@ class Pins:
         """Close the handles; the pins keep the policy."""
         for handle in (self._bss, self.ids, self.events):
             handle.close()
-
-    release = close
 
     def __enter__(self) -> Self:
         return self

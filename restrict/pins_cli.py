@@ -7,7 +7,7 @@ import os
 
 from restrict import pins, pins_status
 from restrict.abi import PINS_KINDS
-from restrict.commands import group, opened, print_json, watch
+from restrict.commands import Turn, group, opened, print_json, watch
 from restrict.policy import default_plan
 
 TYPE_CHECKING = False
@@ -47,8 +47,13 @@ def _install(arguments: argparse.Namespace) -> int:
             for note in policy.notes:
                 print(f"note: {note}", flush=True)
         if arguments.foreground:
-            watch(policy.events.fileno(), "pins", arguments.json, stop)
+            _serve(policy, arguments.json, stop)
     return 0
+
+
+def _serve(policy: pins.Pins, as_json: bool, stop: int) -> None:
+    with Turn(policy.guard, "pins"):
+        watch(policy.events.fileno(), "pins", as_json, stop)
 
 
 def _owner(arguments: argparse.Namespace, owner: int) -> str:
@@ -136,7 +141,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
     stop = wait_signals()
     with _opened(arguments) as policy:
-        watch(policy.events.fileno(), "pins", arguments.json, stop)
+        _serve(policy, arguments.json, stop)
     return 0
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 from restrict import userns, userns_pins
-from restrict.commands import group, opened, print_json, watch
-from restrict.errors import RestrictError, system_error
+from restrict.commands import Turn, group, opened, print_json, watch
+from restrict.errors import system_error
 from restrict.policy import default_plan
 
 TYPE_CHECKING = False
@@ -167,24 +167,11 @@ def _serve(policy: userns.Userns, as_json: bool, stop: int) -> None:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    import fcntl
-
     from restrict.serve import wait_signals
 
     stop = wait_signals()
-    with _opened(arguments) as policy:
-        turn = _open(f"{arguments.pins}/programs", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RestrictError(
-                    "another `restrict userns watch` runs: only one process can read the events.",
-                    path=arguments.pins, hint="Read them from it: `restrict events --follow`.",
-                ) from None  # fmt: skip
-            _serve(policy, arguments.json, stop)
-        finally:
-            os.close(turn)
+    with _opened(arguments) as policy, Turn(f"{arguments.pins}/programs", "userns"):
+        _serve(policy, arguments.json, stop)
     return 0
 
 

@@ -159,3 +159,17 @@ def test_bundle(tmp_path: Path) -> None:
     done = restrict("bundle", "-o", str(tmp_path / "y.plan"), "--filesystem", "btrfs")
     assert done.returncode == 1
     assert "never be trusted" in done.stderr
+
+
+def test_one_reader_at_a_time(tmp_path: Path) -> None:
+    from restrict.commands import Turn
+    from restrict.errors import RestrictError
+
+    with (
+        Turn(str(tmp_path), "pins"),
+        pytest.raises(RestrictError, match="another `restrict pins watch` runs"),
+        Turn(str(tmp_path), "pins"),
+    ):
+        pass
+    with Turn(str(tmp_path), "pins"):
+        pass

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,14 +16,16 @@ from tests.vm.pins_tree import PINS, Tree, private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from restrict.events import Event
     from restrict.pins import Pins
     from tests.vm.pins_attacks import Attack
     from tests.vm.scenario import Guest
 
 __all__ = [
-    "PLAN", "as_deputy", "attack", "policy_of", "prepare", "prepare_toothless", "protect",
-    "read_events", "toothless_plan",
+    "PLAN", "act", "as_deputy", "attack", "policy_of", "prepare", "prepare_toothless", "protect",
+    "read_events", "toothless_plan", "unarmed",
 ]  # fmt: skip
 
 PLAN = "/project/bpf/objects/pins.plan"
@@ -69,17 +72,37 @@ def read_events(guest: Guest) -> list[Event]:
     return [event for event in found if event.operation != "gone"]
 
 
-class as_deputy:
+@contextlib.contextmanager
+def as_deputy(policy: Pins) -> Iterator[None]:
     """Inside the block this process has the owner's rights; afterwards it is nobody again."""
+    policy.delegate(os.getpid())
+    try:
+        yield
+    finally:
+        policy.delegate(None)
 
-    def __init__(self, policy: Pins) -> None:
-        self._policy = policy
 
-    def __enter__(self) -> None:
-        self._policy.delegate(os.getpid())
+@contextlib.contextmanager
+def unarmed(policy: Pins) -> Iterator[None]:
+    """Inside the block every program is attached and allows."""
+    policy.disarm()
+    try:
+        yield
+    finally:
+        policy.arm()
 
-    def __exit__(self, *exc: object) -> None:
-        self._policy.delegate(None)
+
+def act(function: Callable[..., object], *arguments: object) -> Outcome:
+    """What comes of root's act in a process that is not the owner."""
+
+    def run() -> int:
+        try:
+            function(*arguments)
+        except KernelError as error:
+            raise OSError(error.errno, str(error)) from None
+        return 0
+
+    return probes.attempt(lambda begin: begin(run))
 
 
 def protect(policy: Pins, tree: Tree) -> None:
@@ -111,7 +134,7 @@ def attack(
                     protect(policy_of(guest), tree)
                 read_events(guest)
 
-                def act() -> int:
+                def run() -> int:
                     try:
                         tried.act(tree)
                     except KernelError as error:
@@ -121,7 +144,7 @@ def attack(
                 def body(begin: probes.Act) -> None:
                     if deputy:
                         policy_of(guest).delegate(os.getpid())
-                    begin(act)
+                    begin(run)
 
                 made = probes.attempt(body)
                 seen = [[e.operation, e.reason, e.verdict] for e in read_events(guest)]

@@ -12,21 +12,23 @@ import sys
 import time
 import traceback
 
-from pybpf.errors import KernelError
 from pybpf.sys import bpf
 from restrict import cli, pins, pins_status
 from restrict.errors import RestrictError
-from tests.vm import probes, probes_bpf
+from restrict.serve import SOCKETS
+from tests.vm import probes_bpf
 from tests.vm.outcome import ALLOWED, refused, trial
 from tests.vm.pins_attacks import ATTACKS, Attack
 from tests.vm.pins_policy import (
     PLAN,
+    act,
     as_deputy,
     attack,
     policy_of,
     prepare,
     protect,
     read_events,
+    unarmed,
 )
 from tests.vm.pins_tree import (
     _AT_FDCWD,
@@ -48,37 +50,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from restrict.pins import Pins
-    from tests.vm.outcome import Outcome
 
 owner = Scenario("pins_owner", append="rcupdate.rcu_expedited=1", timeout=900)
 owner.setup(prepare)
 
 DETACH = 2
-
-
-class _unarmed:
-    def __init__(self, policy: Pins) -> None:
-        self._policy = policy
-
-    def __enter__(self) -> None:
-        self._policy.disarm()
-
-    def __exit__(self, *exc: object) -> None:
-        self._policy.arm()
-
-
-def act(function: Callable[..., object], *arguments: object) -> Outcome:
-    """What comes of an act, in a child."""
-
-    def run() -> int:
-        try:
-            function(*arguments)
-        except KernelError as error:
-            raise OSError(error.errno, str(error)) from None
-        return 0
-
-    return probes.attempt(lambda begin: begin(run))
 
 
 def told(guest: Guest, *wanted: tuple[str, str]) -> None:
@@ -110,7 +86,7 @@ def own_objects(guest: Guest) -> None:
     assert [len(ids[kind]) for kind in ("map", "program", "link")] == [5, 26, 26]
     for kind, numbers in ids.items():
         for number in numbers:
-            with _unarmed(policy):
+            with unarmed(policy):
                 guest.expect(probes_bpf.fd_by_id(kind, number), ALLOWED)
             read_events(guest)
             guest.expect(probes_bpf.fd_by_id(kind, number), refused())
@@ -124,7 +100,7 @@ def own_pins(guest: Guest) -> None:
     names = sorted(os.listdir(folder))
     assert len(names) == 25 + 4, names  # links but the status' one; maps but .rodata
     for name in names:
-        with _unarmed(policy):
+        with unarmed(policy):
             guest.expect(act(bpf.obj_get, f"{folder}/{name}"), ALLOWED)
         read_events(guest)
         guest.expect(act(bpf.obj_get, f"{folder}/{name}"), refused())
@@ -147,7 +123,7 @@ def status_file(guest: Guest) -> None:
     guest.expect(act(as_nobody), ALLOWED)
     guest.expect(act(os.access, path, os.R_OK), ALLOWED)
     read_events(guest)
-    with _unarmed(policy_of(guest)):
+    with unarmed(policy_of(guest)):
         guest.expect(act(bpf.obj_get, path), ALLOWED)
     for flags in (0, 8):
         guest.expect(act(bpf.obj_get, path, flags), refused())
@@ -188,7 +164,7 @@ def trace_the_owner(guest: Guest) -> None:
     def seize() -> None:
         call("ptrace", 0x4206, 1, None, None)
 
-    with _unarmed(policy_of(guest)):
+    with unarmed(policy_of(guest)):
         guest.expect(act(seize), ALLOWED)
     read_events(guest)
     guest.expect(act(seize), refused())
@@ -201,7 +177,7 @@ def switch_tracing_off(guest: Guest) -> None:
         fd = os.open("/proc/sys/kernel/ftrace_enabled", os.O_WRONLY)
         os.write(fd, b"1")
 
-    with _unarmed(policy_of(guest)):
+    with unarmed(policy_of(guest)):
         guest.expect(act(write), ALLOWED)
     read_events(guest)
     guest.expect(act(write), refused())
@@ -498,6 +474,36 @@ def disowned(guest: Guest) -> None:
     found = pins_status.read(path)
     assert found is not None
     assert (found.in_force, found.owner, found.owner_alive) == (True, 0, False)
+
+
+@owner.case()
+def in_the_foreground(guest: Guest) -> None:
+    """It prints denials and offers them to `restrict events`; its end is nobody's gain."""
+    path = "/run/foreground"
+    program = [sys.executable, "-s", "-m", "restrict"]
+    process = subprocess.Popen(
+        [*program, "pins", "install", "--path", path, "--foreground", "--json"],
+        stdout=subprocess.PIPE, text=True, cwd="/project",
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["owner"] == process.pid
+    guest.wait(lambda: os.path.exists(SOCKETS["pins"]), "the reader listens")
+    guest.expect(act(os.unlink, f"{path}/pins"), refused())
+    line = json.loads(process.stdout.readline())
+    assert (line["event"], line["policy"], line["operation"]) == ("denial", "pins", "unlink")
+    done = subprocess.run(
+        [*program, "events", "--policy", "pins", "--json"], capture_output=True, text=True,
+        cwd="/project",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["operation"] == "unlink"
+    process.terminate()
+    assert process.wait(20) == 0
+    assert not os.path.exists(SOCKETS["pins"])
+    guest.expect(act(os.unlink, f"{path}/pins"), refused())
+    found = pins_status.read(path)
+    assert found is not None
+    assert (found.in_force, found.owner_alive) == (True, False)
 
 
 @owner.case()

@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import os
 
-from pybpf.errors import KernelError
 from pybpf.kernel.link import Link
 from pybpf.sys import bpf
 from restrict import pins_status, userns_pins
-from tests.vm import pins_policy, probes, probes_bpf, userns, userns_policy
+from tests.vm import pins_policy, probes_bpf, userns, userns_policy
 from tests.vm.outcome import ALLOWED, refused
-from tests.vm.pins_policy import as_deputy, policy_of, read_events
+from tests.vm.pins_policy import act, as_deputy, policy_of, read_events, unarmed
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.userns_acts import create
 from tests.vm.userns_commands import restrict
@@ -25,9 +24,7 @@ from tests.vm.userns_policy import EXPEDITED, installed, put, the_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.vm.outcome import Outcome
+    pass
 
 together = Scenario("pins_userns", memory=1024, append=EXPEDITED, timeout=600)
 
@@ -36,19 +33,6 @@ together = Scenario("pins_userns", memory=1024, append=EXPEDITED, timeout=600)
 def _prepare(guest: Guest) -> None:
     pins_policy.prepare(guest)
     userns_policy.prepare(guest, apart=False)
-
-
-def _act(function: Callable[..., object], *arguments: object) -> Outcome:
-    """What comes of root's act in a process that is not the owner."""
-
-    def run() -> int:
-        try:
-            function(*arguments)
-        except KernelError as error:
-            raise OSError(error.errno, str(error)) from None
-        return 0
-
-    return probes.attempt(lambda begin: begin(run))
 
 
 def _pins() -> list[str]:
@@ -71,11 +55,10 @@ def nobody_opens_its_pins(guest: Guest) -> None:
     """Control: the same opening while the pins policy is off."""
     policy = policy_of(guest)
     for path in _pins():
-        policy.disarm()
-        guest.expect(_act(bpf.obj_get, path), ALLOWED)
-        policy.arm()
+        with unarmed(policy):
+            guest.expect(act(bpf.obj_get, path), ALLOWED)
         read_events(guest)
-        guest.expect(_act(bpf.obj_get, path), refused())
+        guest.expect(act(bpf.obj_get, path), refused())
         assert [(e.policy, e.operation, e.reason) for e in read_events(guest)] == [
             ("pins", "open", "guarded")
         ]
@@ -86,8 +69,8 @@ def nobody_removes_it(guest: Guest) -> None:
     """Control: with the pins policy off, a hook goes with its pin, and its owner makes it anew."""
     policy, namespace = policy_of(guest), the_namespace(guest)
     for path in _pins():
-        guest.expect(_act(os.unlink, path), refused())
-        guest.expect(_act(os.rename, path, f"{path}_"), refused())
+        guest.expect(act(os.unlink, path), refused())
+        guest.expect(act(os.rename, path, f"{path}_"), refused())
     done = restrict("userns", "uninstall")
     assert done.returncode == 1, done.stdout
     guest.note(done.stderr)
@@ -98,13 +81,12 @@ def nobody_removes_it(guest: Guest) -> None:
         found.reset_by_inode(namespace.inode)
 
         path = f"{userns_pins.PINS}/programs/open"
-        policy.disarm()
-        guest.expect(_act(os.unlink, path), ALLOWED)
-        policy.arm()
+        with unarmed(policy):
+            guest.expect(act(os.unlink, path), ALLOWED)
         assert not os.path.exists(path)
         with userns_pins.install(userns_pins.load_plan(userns_policy.PLAN)) as again:
             assert set(again.links) - set(again.reused) == {"userns_open"}
-        guest.expect(_act(os.unlink, path), refused())
+        guest.expect(act(os.unlink, path), refused())
     read_events(guest)
 
 

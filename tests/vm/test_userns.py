@@ -13,7 +13,8 @@ import os
 import struct
 
 from tests.vm import userns
-from tests.vm.outcome import ALLOWED, refused
+from tests.vm.outcome import ALLOWED, refused, trial
+from tests.vm.probes import attempt
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.userns_acts import ACTS, create, queue
 from tests.vm.userns_filesystems import add_to, drives, show
@@ -23,14 +24,13 @@ from tests.vm.userns_policy import (
     PLANS,
     add,
     events,
-    installed,
+    managed,
     plan_without,
     plans,
     prepare,
     put,
     refused_once_managed,
     reported,
-    the_namespace,
 )
 
 TYPE_CHECKING = False
@@ -71,8 +71,7 @@ def is_locked_down(guest: Guest) -> None:
 
 @namespaces.case()
 def message_queue(guest: Guest) -> None:
-    namespace = the_namespace(guest)
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         refused_once_managed(guest, policy, "mqueue", "queue", queue, "")
 
         def apart(name: str) -> int:
@@ -80,19 +79,17 @@ def message_queue(guest: Guest) -> None:
             return queue("", name)
 
         guest.expect(namespace.attempt(apart, "queue2"), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def system_v_objects(guest: Guest) -> None:
     """Of the initial IPC namespace they would stay; of the namespace's own they may be made."""
-    namespace = the_namespace(guest)
     acts: dict[str, Callable[[], int]] = {
         "shmget": lambda: userns.call("shmget", 0, 4096, 0o1600),
         "msgget": lambda: userns.call("msgget", 0, 0o1600),
         "semget": lambda: userns.call("semget", 0, 1, 0o1600),
     }
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         for name, act in acts.items():
 
             def apart(act: Callable[[], int] = act) -> int:
@@ -111,18 +108,16 @@ def system_v_objects(guest: Guest) -> None:
             guest.expect(namespace.attempt(apart), ALLOWED)
             assert not events(policy)
             act()  # outside
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def set_groups(guest: Guest) -> None:
-    namespace = the_namespace(guest)
 
     def act() -> int:
         os.setgroups([5])
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         events(policy)
         guest.expect(namespace.attempt(act), ALLOWED)
@@ -132,7 +127,6 @@ def set_groups(guest: Guest) -> None:
         assert [e.deny_setgroups for e in policy.namespaces()] == [True]
         put(guest, policy, deny_setgroups=False)
         guest.expect(namespace.attempt(act), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 # ── ways round ──
@@ -141,21 +135,18 @@ def set_groups(guest: Guest) -> None:
 @namespaces.case()
 def another_mount_namespace_has_other_mounts(guest: Guest) -> None:
     """A member that copies its mount namespace has copies of the mounts, which are not listed."""
-    namespace = the_namespace(guest)
 
     def act(name: str) -> int:
         userns.call("unshare", userns.NEWNS)
         return create(userns.ALLOWED_DIR, name)
 
-    with installed() as policy:
+    with managed(guest) as (policy, _):
         refused_once_managed(guest, policy, "mknod", "copied", act, listed=(userns.ALLOWED_DIR,))
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def folder_from_outside(guest: Guest) -> None:
     """An fd of the host's own mount of a listed filesystem: that mount is not the listed one."""
-    namespace = the_namespace(guest)
     for path in (userns.FOREIGN, userns.ALLOWED_DIR):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         name = os.path.basename(path)
@@ -164,33 +155,29 @@ def folder_from_outside(guest: Guest) -> None:
             os.mkdir(name, dir_fd=fd)
             return 0
 
-        with installed() as policy:
+        with managed(guest) as (policy, _):
             refused_once_managed(
                 guest, policy, "mkdir", f"by_fd{name}", act, listed=(userns.ALLOWED_DIR,)
             )
-            policy.reset_by_inode(namespace.inode)
         os.close(fd)
 
 
 @namespaces.case()
 def filesystem_of_a_namespace_below(guest: Guest) -> None:
-    namespace = the_namespace(guest)
 
     def act() -> int:
         userns.call("unshare", userns.NEWNS)
         userns.call("mount", "tmpfs", "/mnt", "tmpfs", 0, "mode=0777")
         return create("/mnt", "below")
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act, nested=3), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def filesystem_of_another_namespace(guest: Guest) -> None:
     """Two delegated namespaces: neither creates on a filesystem that the other has mounted."""
-    namespace = the_namespace(guest)
     other = userns.Namespace()
     fd = other.path(userns.OWN)
 
@@ -198,7 +185,7 @@ def filesystem_of_another_namespace(guest: Guest) -> None:
         os.mkdir(name, dir_fd=fd)
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         refused_once_managed(guest, policy, "mkdir", "other", act)
         policy.put_by_fd(other.user)
         guest.expect(other.attempt(create, userns.OWN, "other2"), ALLOWED)
@@ -210,9 +197,8 @@ def filesystem_of_another_namespace(guest: Guest) -> None:
 
 
 @namespaces.case()
-def borrowed_credentials(guest: Guest) -> None:
+def ids_without_membership(guest: Guest) -> None:
     """What counts is the namespace of the credentials in force, which decide the owner too."""
-    namespace = the_namespace(guest)
 
     def enter_and_come_back() -> int:
         # A process that has not entered is no member, whatever ids it has taken.
@@ -221,21 +207,16 @@ def borrowed_credentials(guest: Guest) -> None:
         os.setresuid(userns.FIRST, userns.FIRST, userns.FIRST)
         return create(userns.FOREIGN, "borrowed")
 
-    from tests.vm.outcome import trial
-    from tests.vm.probes import attempt
-
-    with installed() as policy:
+    with managed(guest) as (policy, _):
         put(guest, policy)
         guest.expect(attempt(lambda act: act(enter_and_come_back)), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
     assert os.stat(f"{userns.FOREIGN}/borrowed").st_uid == userns.FIRST
     assert ALLOWED.matches(trial(os.unlink, f"{userns.FOREIGN}/borrowed"))
 
 
 @namespaces.case()
 def opening_by_handle(guest: Guest) -> None:
-    """open_by_handle_at opens what there is, and for members not even that."""
-    namespace = the_namespace(guest)
+    """open_by_handle_at opens what there is, and for members not even that (control: root)."""
 
     def act() -> int:
         handle = bytearray(struct.pack("=Ii", 128, 0) + bytes(128))
@@ -244,20 +225,17 @@ def opening_by_handle(guest: Guest) -> None:
         folder = os.open(userns.FOREIGN, os.O_RDONLY | os.O_DIRECTORY)
         return userns.call("open_by_handle_at", folder, handle, os.O_RDWR)
 
-    with installed() as policy:
-        policy.reset_by_inode(namespace.inode)
+    with managed(guest) as (policy, namespace):
+        os.close(act())
         guest.expect(namespace.attempt(act), refused())
         put(guest, policy)
-        events(policy)
         guest.expect(namespace.attempt(act), refused())
         assert not events(policy), "the kernel itself refuses"
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def moving_is_allowed(guest: Guest) -> None:
     """rename and exchange leave each inode to its owner, and make none."""
-    namespace = the_namespace(guest)
 
     def act() -> int:
         first, second = f"{userns.FOREIGN}/.link7", f"{userns.FOREIGN}/.whiteout7"
@@ -266,16 +244,14 @@ def moving_is_allowed(guest: Guest) -> None:
         os.rename(f"{first}.moved", first)
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def across_mounts(guest: Guest) -> None:
     """Nothing comes from its own filesystem to a foreign one: the kernel refuses (EXDEV)."""
-    namespace = the_namespace(guest)
 
     def act(call: object) -> int:
         create(userns.OWN, "across")
@@ -285,18 +261,16 @@ def across_mounts(guest: Guest) -> None:
             os.unlink(f"{userns.OWN}/across")
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         for call in (os.rename, os.link):
             guest.expect(namespace.attempt(act, call), refused(errno.EXDEV))
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def opening_what_exists_is_allowed(guest: Guest) -> None:
     """open(O_CREAT) asks path_mknod before it looks; the kernel drops the answer if the file
     is there. The event of such a refusal is about nothing."""
-    namespace = the_namespace(guest)
     path = f"{userns.FOREIGN}/exists"
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
     os.chmod(path, 0o666)
@@ -305,22 +279,19 @@ def opening_what_exists_is_allowed(guest: Guest) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def as_deep_as_the_kernel_goes(guest: Guest) -> None:
     """The managed namespace is one below the initial one; 32 more are the kernel's limit."""
-    namespace = the_namespace(guest)
 
     def deeper() -> int:
         return userns.call("unshare", userns.NEWUSER)
 
-    with installed() as policy:
-        policy.reset_by_inode(namespace.inode)
+    with managed(guest) as (policy, namespace):
         guest.expect(namespace.attempt(create, userns.FOREIGN, "deep0", nested=32), ALLOWED)
         put(guest, policy, userns.ALLOWED_DIR)
         events(policy)
@@ -331,7 +302,6 @@ def as_deep_as_the_kernel_goes(guest: Guest) -> None:
         guest.expect(namespace.attempt(create, userns.ALLOWED_DIR, "deep2", nested=32), ALLOWED)
         guest.expect(namespace.attempt(deeper, nested=31), ALLOWED)
         guest.expect(namespace.attempt(deeper, nested=32), refused(errno.ENOSPC))
-        policy.reset_by_inode(namespace.inode)
 
 
 # ── what is not stopped ──
@@ -340,7 +310,6 @@ def as_deep_as_the_kernel_goes(guest: Guest) -> None:
 @namespaces.case()
 def limit_memory_files(guest: Guest) -> None:
     """memfd, pipes and sockets have an inode of the namespace's, and end with their last fd."""
-    namespace = the_namespace(guest)
 
     def act() -> int:
         memory = os.memfd_create("m")
@@ -350,16 +319,14 @@ def limit_memory_files(guest: Guest) -> None:
             os.fchown(fd, 5, 5)
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def limit_terminals(guest: Guest) -> None:
     """The other end of a terminal is an inode in the host's devpts, until its master is closed."""
-    namespace = the_namespace(guest)
     guest.mount("devpts", "/dev/pts", "devpts", 0, "ptmxmode=0666,newinstance")
     show(guest, "/dev/pts")
     receiver, sender = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM, 0)
@@ -372,13 +339,12 @@ def limit_terminals(guest: Guest) -> None:
         sender.send(f"{name} {os.stat(name).st_uid}".encode())
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
         name, owner = receiver.recv(100).decode().split()
         assert owner == "0", "as the namespace sees it"
         assert not os.path.exists(name), "it ended with the process"
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
@@ -386,7 +352,6 @@ def limit_keys(guest: Guest) -> None:
     """A key in a keyring that was inherited from outside stays as long as that keyring."""
     from pybpf.sys.syscalls import keyctl
 
-    namespace = the_namespace(guest)
     keyctl(1, 0, 0, 0, 0)  # KEYCTL_JOIN_SESSION_KEYRING: one of this process'
     keyctl(5, -3 & 0xFFFFFFFF, 0x3F3F3F3F, 0, 0)  # KEYCTL_SETPERM for everybody
     before = _keys()
@@ -394,12 +359,11 @@ def limit_keys(guest: Guest) -> None:
     def act() -> int:
         return userns.call("add_key", "user", "left behind", b"x", 1, -3 & 0xFFFFFFFF)
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
         guest.note(f"keys: {before} before, {_keys()} after")
         assert _keys() > before
-        policy.reset_by_inode(namespace.inode)
 
 
 def _keys() -> int:
@@ -410,20 +374,17 @@ def _keys() -> int:
 @namespaces.case()
 def limit_acl_on_a_listed_mount(guest: Guest) -> None:
     """Stricter than need be: the hook of an ACL knows no mount, so the list does not help."""
-    namespace = the_namespace(guest)
     act = ACTS["acl_user"].function
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy, userns.ALLOWED_DIR)
         events(policy)
         guest.expect(namespace.attempt(act, userns.ALLOWED_DIR, "acl_user6"), refused())
         reported(guest, policy, "acl", "ids")
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def limit_what_was_there(guest: Guest) -> None:
     """A file that a namespace's member made before it was managed stays, and may be written."""
-    namespace = the_namespace(guest)
 
     def act() -> int:
         with open(f"{userns.FOREIGN}/before", "w") as file:
@@ -431,20 +392,17 @@ def limit_what_was_there(guest: Guest) -> None:
         os.chmod(f"{userns.FOREIGN}/before", 0o4777)
         return 0
 
-    with installed() as policy:
-        policy.reset_by_inode(namespace.inode)
+    with managed(guest) as (policy, namespace):
         guest.expect(namespace.attempt(create, userns.FOREIGN, "before"), ALLOWED)
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
         assert os.stat(f"{userns.FOREIGN}/before").st_uid == userns.FIRST
-        policy.reset_by_inode(namespace.inode)
 
 
 @namespaces.case()
 def limit_processes_outside(guest: Guest) -> None:
     """Whoever has the ids without being a member is not judged: it takes privilege outside."""
-    namespace = the_namespace(guest)
-    with installed() as policy:
+    with managed(guest) as (policy, _):
         put(guest, policy)
         events(policy)
         path = f"{userns.FOREIGN}/from_outside"
@@ -452,6 +410,3 @@ def limit_processes_outside(guest: Guest) -> None:
         os.chown(path, userns.FIRST, userns.FIRST)
         assert os.stat(path).st_uid == userns.FIRST
         assert not events(policy)
-        policy.reset_by_inode(namespace.inode)
-
-

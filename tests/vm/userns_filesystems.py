@@ -16,7 +16,7 @@ from tests.vm.userns_acts import ACTS, create, prepare_folder
 from tests.vm.userns_policy import (
     check,
     events,
-    installed,
+    managed,
     put,
     refused_once_managed,
     reported,
@@ -151,7 +151,6 @@ def _subvolume(number: int, source: str = "") -> Callable[[str], int]:
 @_case
 def btrfs_subvolumes(guest: Guest) -> None:
     """An ioctl that makes a directory, which no path hook sees."""
-    namespace = the_namespace(guest)
     guest.mount(guest.node("btrfs"), "/run/btrfs_files")
     with open(f"/run/btrfs_files/{guest.lane}.modules", "rb") as file:
         while length := file.read(4):
@@ -175,7 +174,7 @@ def btrfs_subvolumes(guest: Guest) -> None:
         "snap_create": _subvolume(1, "subvol_create0"),
         "snap_create_v2": _subvolume(23, "subvol_create0"),
     }
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         for name, act in acts.items():
             policy.reset_by_inode(namespace.inode)
             guest.expect(namespace.attempt(act, f"{name}0"), ALLOWED)
@@ -188,7 +187,6 @@ def btrfs_subvolumes(guest: Guest) -> None:
             put(guest, policy, BTRFS)
             guest.expect(namespace.attempt(act, f"{name}2"), ALLOWED)
             act(f"{name}3")  # outside
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
@@ -198,7 +196,6 @@ def bpffs_pin(guest: Guest) -> None:
 
     from tests.vm.probes_bpf import bpf
 
-    namespace = the_namespace(guest)
     guest.mount("bpf", BPFFS, "bpf", 0, "mode=0777")
     show(guest, BPFFS)
     fd = bpf(0, struct.pack("<5I", 2, 4, 4, 1, 0))[0]  # BPF_MAP_CREATE of an array
@@ -207,46 +204,40 @@ def bpffs_pin(guest: Guest) -> None:
         text = ctypes.create_string_buffer(f"{BPFFS}/{name}".encode())
         return bpf(6, struct.pack("<QII", ctypes.addressof(text), fd, 0))[0]
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         refused_once_managed(guest, policy, "mknod", "pin", pin)
         put(guest, policy, BPFFS)
         guest.expect(namespace.attempt(pin, "pin2"), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
 def delegated_cgroup(guest: Guest) -> None:
     """The directory of a cgroup belongs to who makes it: cgroup2 must be listed."""
-    namespace = the_namespace(guest)
     guest.mount("cgroup2", CGROUP, "cgroup2", 0)
     os.makedirs(f"{CGROUP}/delegated", exist_ok=True)
     os.chown(f"{CGROUP}/delegated", userns.FIRST, userns.FIRST)
     show(guest, CGROUP)
     act = ACTS["mkdir"].function
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         refused_once_managed(guest, policy, "mkdir", "c", act, f"{CGROUP}/delegated")
         put(guest, policy, CGROUP)
         guest.expect(namespace.attempt(act, f"{CGROUP}/delegated", "c2"), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
 def idmapped_mount(guest: Guest) -> None:
-    namespace = the_namespace(guest)
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(create, userns.IDMAPPED, "idmapped0"), refused())
         policy.put_by_fd(namespace.user, [guest.state["idmapped"]])
         guest.expect(namespace.attempt(create, userns.IDMAPPED, "idmapped1"), ALLOWED)
         # What is left on the disk belongs to no transient id.
         assert os.stat(f"{userns.IDMAPPED_SOURCE}/idmapped1").st_uid == 0
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
 def acl_on_idmapped_mount(guest: Guest) -> None:
     """What is stored names no id of the namespace's, so it is allowed, listed or not."""
-    namespace = the_namespace(guest)
 
     def act(name: str) -> int:
         from tests.vm.userns_acts import ACL
@@ -254,20 +245,17 @@ def acl_on_idmapped_mount(guest: Guest) -> None:
         os.setxattr(f"{userns.IDMAPPED}/{name}", "system.posix_acl_access", ACL["user"])
         return 0
 
-    with installed() as policy:
-        policy.reset_by_inode(namespace.inode)
+    with managed(guest) as (policy, namespace):
         guest.expect(namespace.attempt(create, userns.IDMAPPED, "with_acl"), ALLOWED)
         put(guest, policy)
         events(policy)
         guest.expect(namespace.attempt(act, "with_acl"), ALLOWED)
         assert not events(policy)
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
 def acl_that_names_nobody(guest: Guest) -> None:
     """It is a mode in other words."""
-    namespace = the_namespace(guest)
 
     def act() -> int:
         from tests.vm.userns_acts import ACL
@@ -276,34 +264,30 @@ def acl_that_names_nobody(guest: Guest) -> None:
         os.removexattr(f"{userns.FOREIGN}/.link7", "system.posix_acl_access")
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
 def other_attributes(guest: Guest) -> None:
     """user.* and capabilities of the initial namespace's root hold no id of the namespace's."""
-    namespace = the_namespace(guest)
 
     def act() -> int:
         os.setxattr(f"{DISK}/.link7", "user.anything", b"x" * 24)
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         put(guest, policy)
         guest.expect(namespace.attempt(act), ALLOWED)
         value = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
         os.setxattr(f"{DISK}/.link6", "security.capability", value)
-        policy.reset_by_inode(namespace.inode)
 
 
 @_case
 def overlay_of_the_host(guest: Guest) -> None:
     """An overlay that the host mounted, seen by the namespace: its own mount is judged. Writing to
     a file below copies it up with its owner, which is none of the namespace's."""
-    namespace = the_namespace(guest)
     base = f"{userns.IDMAPPED_SOURCE}/overlaid"
     for part in ("lower", "upper", "work"):
         os.makedirs(f"{base}/{part}")
@@ -321,9 +305,8 @@ def overlay_of_the_host(guest: Guest) -> None:
             file.write("upper")
         return 0
 
-    with installed() as policy:
+    with managed(guest) as (policy, namespace):
         refused_once_managed(guest, policy, "mknod", "o", create, OVERLAY)
         guest.expect(namespace.attempt(copy_up), ALLOWED)
         assert os.stat(f"{base}/upper/file").st_uid == 0
         assert not events(policy)
-        policy.reset_by_inode(namespace.inode)

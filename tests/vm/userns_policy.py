@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from restrict import userns_pins
@@ -14,7 +15,7 @@ from tests.vm.userns_acts import ACTS, prepare_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from restrict.userns import Userns
 
@@ -27,6 +28,7 @@ __all__ = [
     "check",
     "events",
     "installed",
+    "managed",
     "plan_without",
     "plans",
     "prepare",
@@ -95,6 +97,19 @@ def installed() -> Userns:
 def the_namespace(guest: Guest) -> userns.Namespace:
     found: userns.Namespace = guest.state["namespace"]
     return found
+
+
+@contextlib.contextmanager
+def managed(guest: Guest) -> Iterator[tuple[Userns, userns.Namespace]]:
+    """A handle of the policy, and the namespace: not managed at first, and afterwards."""
+    namespace = the_namespace(guest)
+    with installed() as policy:
+        policy.reset_by_inode(namespace.inode)
+        events(policy)
+        try:
+            yield policy, namespace
+        finally:
+            policy.reset_by_inode(namespace.inode)
 
 
 def prepare(guest: Guest, plan: str = PLAN, *, apart: bool = True) -> None:
@@ -175,12 +190,9 @@ def refused_once_managed(
 
 def check(guest: Guest, name: str, foreign: str = userns.FOREIGN) -> None:
     """Allowed where it is not managed; managed, only where the list or the owner says."""
-    namespace = the_namespace(guest)
     entry = ACTS[name]
     act = entry.function
-    with installed() as policy:
-        policy.reset_by_inode(namespace.inode)
-        events(policy)
+    with managed(guest) as (policy, namespace):
         guest.expect(namespace.attempt(act, foreign, f"{name}0"), ALLOWED)
         put(guest, policy, userns.ALLOWED_DIR)
         assert not events(policy)
