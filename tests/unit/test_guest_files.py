@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.guest.cache import content_hash, prune, publish
+from tools.guest.cache import content_hash, guests_at_once, prune, publish, scratch, there
 from tools.guest.cpio import Archive
 from tools.guest.errors import GuestError
 from tools.guest.machine import kernel_trouble
@@ -50,12 +51,43 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "cache/thing"
     with pytest.raises(ValueError, match="broken"):
         publish(target, build, "it")
-    assert [path.name for path in target.parent.iterdir()] == ["locks"]
+    assert not target.exists()
+    assert not list((tmp_path / "cache/scratch").iterdir())
+
+
+def test_what_is_superseded_goes_by_its_last_use(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "file").write_text("content")
+
+    cache, long_ago = tmp_path / "cache", time.time() - 10000
+    for name in ("tree-1", "tree-2", "tree-3", "other-1"):
+        publish(cache / name, build, "it")
+        os.utime(cache / name, (long_ago, long_ago))
+    assert there(cache / "tree-1")
+    publish(cache / "tree-4", build, "it", keep=2)
+    assert {path.name for path in cache.glob("*-*")} == {"tree-1", "tree-4", "other-1"}
+
+
+def test_scratch_is_removed_after_a_killed_run_too(tmp_path: Path) -> None:
+    left = tmp_path / "cache/scratch/guest-of-a-killed-run"
+    (left / "folder").mkdir(parents=True)
+    yesterday = time.time() - 90000
+    os.utime(left, (yesterday, yesterday))
+    with scratch("guest") as folder:
+        assert [path.name for path in left.parent.iterdir()] == [folder.name]
+    assert not list(left.parent.iterdir())
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_a_number_of_guests_that_is_none_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESTRICT_VM_JOBS", text)
+    with pytest.raises(GuestError, match=f"RESTRICT_VM_JOBS is '{text}'"):
+        guests_at_once()
 
 
 def test_prune_keeps_the_newest_and_what_is_young(tmp_path: Path) -> None:
-    import os
-
     now = time.time()
     for age in range(6):
         path = tmp_path / f"item-{age}"

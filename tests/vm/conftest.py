@@ -12,9 +12,10 @@ import pytest
 
 from tests.vm.scenario import Case, Scenario
 from tools.guest.errors import GuestError
-from tools.guest.scenarios import Boot, module_name
+from tools.guest.scenarios import Boot, Queue, module_name
 
 _BOOTS = pytest.StashKey[dict[tuple[str, str, str], Boot]]()
+_QUEUE = pytest.StashKey[Queue]()
 _IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
@@ -146,33 +147,33 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 )
             boot.cases.append(item.case.name)
     session.config.stash[_BOOTS] = boots
+    session.config.stash[_QUEUE] = Queue(boots.values())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Boot ahead: RESTRICT_VM_JOBS guests at a time; two, on a machine of two processors.
-
-    qemu emulates with one thread, so two guests are the machine's two processors.
-    """
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The first case that is waited for starts the guests, of all scenarios."""
     if isinstance(item, CaseItem):
-        boots = item.config.stash[_BOOTS]
-        keys = list(boots)
-        position = keys.index(item.boot_key)
-        jobs = max(1, int(os.environ.get("RESTRICT_VM_JOBS") or min(2, os.cpu_count() or 1)))
-        for key in keys[position : position + jobs]:
-            boots[key].start()
-    result = yield
-    if isinstance(item, CaseItem) and (
-        not isinstance(nextitem, CaseItem) or nextitem.boot_key != item.boot_key
-    ):
-        item.config.stash[_BOOTS][item.boot_key].join()
-    return result
+        item.config.stash[_QUEUE].start()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """All results are there, so all guests are about to end; not after an interrupt or -x."""
+    whole = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if (queue := session.config.stash.get(_QUEUE, None)) is not None:
+        queue.end(at_once=not whole or bool(session.shouldfail or session.shouldstop))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Tell of every guest that had to be started twice: never silently."""
-    for boot in config.stash.get(_BOOTS, {}).values():
+    """Tell of every guest that had to be started twice: never silently; and of the time."""
+    boots = config.stash.get(_BOOTS, {}).values()
+    outcomes = [boot.outcome for boot in boots if boot.outcome is not None]
+    for boot in boots:
         if boot.outcome is not None and boot.outcome.retried:
             terminalreporter.write_line(
                 f"{boot.artifacts.name}: the guest was started twice: {boot.outcome.retried}"
             )
+    if outcomes:
+        terminalreporter.write_line(
+            f"{len(outcomes)} guests ran for {sum(o.seconds for o in outcomes):.0f} s in all, "
+            f"{sum(o.cpu_seconds for o in outcomes):.0f} s of processor time"
+        )

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The cache folder: locks, publishing by rename, content hashes, progress lines.
 
-Every artefact is built in a scratch directory beside its final place and renamed into it, so
-an interrupted run leaves nothing that looks finished; a lock per artefact keeps concurrent
-runs from building the same thing twice.
+Every artefact is built in a scratch directory and renamed into its final place, so an
+interrupted run leaves nothing that looks finished; a lock per artefact keeps concurrent runs
+from building the same thing twice.  An artefact's time of change is when it was last used: what
+a new one supersedes is removed by that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -20,18 +22,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from .errors import GuestError
+
 __all__ = [
     "cache_root",
     "content_hash",
+    "guests_at_once",
     "lock",
     "processor_slot",
     "progress",
     "prune",
     "publish",
+    "scratch",
+    "there",
     "tree_hash",
 ]
 
 _SLOW_SECONDS = 2.0
+_IN_USE_SECONDS = 7200.0  # nothing that was used since is removed
+_ABANDONED_SECONDS = 86400.0
 
 
 def cache_root() -> Path:
@@ -80,37 +89,85 @@ def lock(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def publish(target: Path, build: Callable[[Path], None], what: str) -> Path:
-    """Return *target*; if it does not exist, ``build(scratch)`` fills a directory first.
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A directory of the cache that is gone afterwards, what killed runs have left included."""
+    folder = cache_root() / "scratch"
+    folder.mkdir(exist_ok=True)
+    prune(folder, "*", 0, _ABANDONED_SECONDS)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}-", dir=folder) as name:
+        yield Path(name)
 
-    The directory is renamed to *target* only after *build* has returned.
+
+def there(target: Path) -> bool:
+    """Whether the artefact *target* has been made; then it counts as used now."""
+    with contextlib.suppress(PermissionError):  # made by another user
+        try:
+            os.utime(target)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def publish(
+    target: Path, build: Callable[[Path], None], what: str, *, keep: int | None = None
+) -> Path:
+    """Return *target*; if it does not exist, ``build(folder)`` fills a directory first.
+
+    The directory is renamed to *target* only after *build* has returned.  *keep* is how many of
+    its kind stay then, the last used ones: those of the same name up to the last ``-``.
     """
-    if target.is_dir():
+    if there(target):
         return target
     locks = cache_root() / "locks"
     with lock(locks / target.name):
-        if target.is_dir():
+        if there(target):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            with progress(what):
-                build(scratch)
-            scratch.chmod(0o755)
-            scratch.rename(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+        with scratch("build") as folder, progress(what):
+            content = folder / "content"
+            content.mkdir()
+            build(content)
+            content.rename(target)
+    if keep is not None:
+        kind, dash, _ = target.name.rpartition("-")
+        prune(target.parent, f"{kind}{dash}*", keep)
     return target
+
+
+def guests_at_once() -> int:
+    """How many guests one run may have at a time: RESTRICT_VM_JOBS, else up to two.
+
+    qemu emulates with one thread, so two guests are a machine of two processors.
+
+    Raises:
+        GuestError: RESTRICT_VM_JOBS is not a number above zero.
+    """
+    text = os.environ.get("RESTRICT_VM_JOBS", "") or str(min(2, os.cpu_count() or 1))
+    if not text.isdecimal() or int(text) < 1:
+        raise GuestError(f"RESTRICT_VM_JOBS is {text!r}: give the number of guests at a time")
+    return int(text)
+
+
+@functools.cache
+def _permits() -> threading.Semaphore:
+    return threading.Semaphore(guests_at_once())
 
 
 @contextlib.contextmanager
 def processor_slot() -> Iterator[None]:
-    """Hold one of as many slots as the machine has processors, across all its processes.
+    """Hold one of as many slots as the machine has processors, across all its processes; of
+    them, this process has no more than :func:`guests_at_once`.
 
     qemu emulates a guest with one busy thread: more guests at a time than processors would
     only make each of them so slow that it looks as if it hung.
     """
+    with _permits(), _machine_slot():
+        yield
+
+
+@contextlib.contextmanager
+def _machine_slot() -> Iterator[None]:
     folder = cache_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     names = [folder / f"guest-{number}" for number in range(os.cpu_count() or 1)]
@@ -135,8 +192,8 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def prune(folder: Path, pattern: str, keep: int, min_age: float = 7200.0) -> None:
-    """Remove all but the *keep* newest entries that match, if older than *min_age* seconds."""
+def prune(folder: Path, pattern: str, keep: int, min_age: float = _IN_USE_SECONDS) -> None:
+    """Remove all but the *keep* last used entries that match, if not used for *min_age* seconds."""
 
     def age_order(path: Path) -> float:
         try:

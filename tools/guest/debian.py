@@ -144,7 +144,7 @@ def debian_tree(init: str = "systemd") -> Path:
             raise GuestError(f"mmdebstrap failed: {done.stderr.strip()[-2000:]}")
         _configure(folder / "root", init)
 
-    return publish(target, build, f"a Debian {_SUITE} with {init}") / "root"
+    return publish(target, build, f"a Debian {_SUITE} with {init}", keep=2) / "root"
 
 
 def debian_image(tools: Toolbox, init: str = "systemd") -> Path:

@@ -110,5 +110,5 @@ def build_drive(tools: Toolbox, drive: Drive) -> Image:
         description = {"blocks": blocks, "root_hash": root_hash}
         (folder / "image.json").write_text(json.dumps(description) + "\n")
 
-    publish(target, build, "a drive")
+    publish(target, build, "a drive", keep=200)
     return Image.open(target)

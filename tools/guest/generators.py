@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .apt import World, unpack
-from .cache import cache_root, content_hash, progress, publish
+from .cache import cache_root, content_hash, progress, publish, scratch
 from .errors import GuestError
 from .packages import Kernel
 from .trees import PROJECT
@@ -70,7 +69,7 @@ def generator_tree(kind: str) -> Path:
                 link.symlink_to(to)
 
     target = cache_root() / f"generators-{kind}-{content_hash([_FORMAT, _SUITE, *names])}"
-    return publish(target, build, f"the tree of generators ({kind}) from Debian packages")
+    return publish(target, build, f"the tree of generators ({kind}) from Debian packages", keep=2)
 
 
 def _install(tree: Path) -> None:
@@ -117,7 +116,7 @@ def _modules(kernel: Kernel, tree: Path) -> Path:
             raise GuestError(f"depmod failed: {done.stdout.strip()}")
 
     target = cache_root() / f"modules-{content_hash([kernel.identity, tree.name])}"
-    found = publish(target, build, f"the list of modules of {kernel.release}")
+    found = publish(target, build, f"the list of modules of {kernel.release}", keep=8)
     return found / "lib/modules" / kernel.release
 
 
@@ -134,11 +133,10 @@ def run_generator(
         raise GuestError("running an initramfs generator in a tree of its own needs root")
     tree = generator_tree(kind)
     modules = _modules(kernel, tree)
-    with tempfile.TemporaryDirectory(dir=cache_root(), prefix="generator-") as name:
-        scratch = Path(name)
+    with scratch("generator") as folder:
         for part in ("upper", "work", "root"):
-            (scratch / part).mkdir()
-        upper = scratch / "upper"
+            (folder / part).mkdir()
+        upper = folder / "upper"
         _install(upper)
         (upper / "usr/lib/modules" / kernel.release).mkdir(parents=True)
         for path, data in files.items():
@@ -147,7 +145,7 @@ def run_generator(
             target.write_bytes(data)
             target.chmod(0o755 if data[:2] == b"#!" else 0o644)
         words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SCRIPT, "sh"]
-        words += [str(tree), str(scratch), str(modules), kernel.release, script]
+        words += [str(tree), str(folder), str(modules), kernel.release, script]
         with progress("running an initramfs generator"):
             done = _run(words)
         if done.returncode:

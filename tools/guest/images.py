@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cache_root, prune, publish
+from .cache import cache_root, content_hash, publish, scratch, there
 from .keys import signer
 from .packages import Toolbox
 from .trees import project_tree, system_tree
@@ -76,9 +75,7 @@ def make_image(
         if key is not None:
             (folder / "signature").write_bytes(signer(tools, key).sign(root_hash))
 
-    for pattern in ("project-*", "root-*"):  # one for each state of the work tree
-        prune(target.parent, pattern, keep=8)
-    publish(target, build, what)
+    publish(target, build, what, keep=8)  # there is one for each state of the work tree
     return Image.open(target)
 
 
@@ -86,11 +83,11 @@ def combined_image(tools: Toolbox) -> Image:
     """The system with the project in it, as one signed image: the root of guests whose own
     initramfs knows of one root only."""
     system, project = system_tree(tools), project_tree(tools)
-    target = cache_root() / "images" / f"root-{project.name}-{system.name}"
-    if target.is_dir():
+    target = cache_root() / "images" / f"root-{content_hash([project.name, system.name])}"
+    if there(target):
         return Image.open(target)
-    with tempfile.TemporaryDirectory(dir=cache_root()) as scratch:
-        tree = Path(scratch) / "root"
+    with scratch("root") as folder:
+        tree = folder / "root"
         shutil.copytree(system, tree, symlinks=True, copy_function=os.link)
         shutil.copytree(project, tree / "project", dirs_exist_ok=True, copy_function=os.link)
         return make_image(tools, tree, target, "the image of the system with the project")

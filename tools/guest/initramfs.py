@@ -45,7 +45,7 @@ def base_segment(tools: Toolbox, lane: Lane, kernel: Kernel) -> Path:
         (folder / "base.cpio").write_bytes(archive.finish())
 
     target = cache_root() / "initramfs" / f"{lane.name}-{key}"
-    return publish(target, build, f"the initramfs of lane {lane.name}") / "base.cpio"
+    return publish(target, build, f"the initramfs of lane {lane.name}", keep=2) / "base.cpio"
 
 
 def run_segment(

@@ -6,16 +6,17 @@ from __future__ import annotations
 import atexit
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .cache import cache_root, processor_slot
+from .cache import cache_root, processor_slot, scratch
 from .errors import GuestError
 from .images import Image, combined_image, make_image
 from .initramfs import base_segment, given_segment, module_list, run_segment
@@ -25,7 +26,7 @@ from .packages import Toolbox, kernel, toolbox, uncompressed
 from .trees import project_tree, system_tree
 from .uefi import add_db_certificate
 
-__all__ = ["COMMAND_LINE", "Guest", "Outcome", "kernel_trouble"]
+__all__ = ["COMMAND_LINE", "Guest", "Outcome", "end_guests", "kernel_trouble"]
 
 COMMAND_LINE = (
     "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on "
@@ -42,10 +43,13 @@ _TROUBLE = re.compile(
 # What comes before a case or a script has said anything.
 _BEFORE_RESULTS = {"python", "ready", "harness", "garbled"}
 _running: set[subprocess.Popen[bytes]] = set()
+_ending = threading.Event()
 
 
 @atexit.register
-def _kill_running() -> None:
+def end_guests() -> None:
+    """End the guests of this process that run, and start no more of them."""
+    _ending.set()
     for process in list(_running):
         process.kill()
 
@@ -61,7 +65,7 @@ class Outcome:
 
     *events* are all lines that came over the results port; *status* is the exit status the
     guest reported, None if there was no explicit end; *reason* says in words why the run is
-    over.
+    over.  *seconds* is how long qemu ran, *cpu_seconds* what it used of a processor meanwhile.
     """
 
     events: list[dict[str, object]]
@@ -69,6 +73,7 @@ class Outcome:
     status: int | None
     reason: str
     seconds: float
+    cpu_seconds: float
     trouble: list[str] = field(default_factory=list)
     retried: str = ""
 
@@ -87,6 +92,7 @@ class Guest:
         root: str = "signed",
         append: str = "",
         memory: int = 1024,
+        cpus: int = 1,
         drives: Mapping[str, Path] | None = None,
         files: Mapping[str, bytes] | None = None,
         keyring: bool | None = None,
@@ -98,6 +104,7 @@ class Guest:
         self.root = root
         self.append = append
         self.memory = memory
+        self.cpus = cpus
         self.drives = dict(drives or {})
         self.files = dict(files or {})
         self.keyring = lane.dm_verity_keyring if keyring is None else keyring
@@ -170,7 +177,8 @@ class Guest:
         image = self.kernel.image if self.lane.firmware else uncompressed(self.tools, self.kernel)
         arguments = [
             *[word for folder in self.tools.qemu_data for word in ("-L", str(folder))],
-            "-machine", "q35", "-accel", "tcg,thread=single", "-smp", "1", "-cpu", "max",
+            "-machine", "q35", "-accel", f"tcg,thread={'multi' if self.cpus > 1 else 'single'}",
+            "-smp", str(self.cpus), "-cpu", "max",
             "-m", str(self.memory), "-display", "none", "-nodefaults", "-no-reboot",
             "-no-user-config",
             "-kernel", str(image),
@@ -234,78 +242,101 @@ class Guest:
         artifacts: Path | None,
         on_event: Callable[[dict[str, object]], None] | None,
     ) -> Outcome:
-        with tempfile.TemporaryDirectory(prefix="restrict-vm-") as name, processor_slot():
-            folder = Path(name)
-            command = self.command(folder, request)
-            start = time.monotonic()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            _running.add(process)
-            events: list[dict[str, object]] = []
-            reason = ""
+        with scratch("guest") as folder:
+            command = self.command(folder, request)  # before a slot is held: it builds images
+            with processor_slot():
+                if _ending.is_set():
+                    raise GuestError("the run was ended before this guest was started")
+                return self._watch(command, folder, timeout, artifacts, on_event)
+
+    def _watch(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        timeout: float,
+        artifacts: Path | None,
+        on_event: Callable[[dict[str, object]], None] | None,
+    ) -> Outcome:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            # The kernel ends it with us, however we end.
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        _running.add(process)
+        events: list[dict[str, object]] = []
+        reason = ""
+        cpu_seconds = 0.0
+        try:
+            for event in _follow(folder / "results.jsonl", process, start + timeout):
+                if event is None:
+                    reason = f"no end within {timeout:.0f} s"
+                    break
+                events.append(event)
+                if on_event is not None:
+                    on_event(event)
+                if event.get("event") in ("end", "crash"):
+                    break
+            cpu_seconds = _cpu_seconds(process.pid)
             try:
-                for event in _follow(folder / "results.jsonl", process, start + timeout):
-                    if event is None:
-                        reason = f"no end within {timeout:.0f} s"
-                        break
-                    events.append(event)
-                    if on_event is not None:
-                        on_event(event)
-                    if event.get("event") in ("end", "crash"):
-                        break
-                try:
-                    process.wait(10 if not reason else 0)
-                except subprocess.TimeoutExpired:
-                    pass
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                assert process.stderr is not None
-                complaint = process.stderr.read().decode("utf-8", "replace").strip()
-                process.stderr.close()
-                process.wait()
-                _running.discard(process)
-            seconds = time.monotonic() - start
-            console_file = folder / "console.log"
-            console = (
-                console_file.read_text("utf-8", "replace").replace("\r\n", "\n")
-                if console_file.exists()
-                else ""
-            )
-            if artifacts is not None:
-                artifacts.mkdir(parents=True, exist_ok=True)
-                (artifacts / "console.log").write_text(console)
-                with open(artifacts / "results.jsonl", "w") as out:
-                    for event in events:
-                        out.write(json.dumps(event) + "\n")
-        return _outcome(events, console, seconds, reason, complaint, process.returncode)
+                process.wait(10 if not reason else 0)
+            except subprocess.TimeoutExpired:
+                pass
+        finally:
+            if process.poll() is None:
+                process.kill()
+            assert process.stderr is not None
+            complaint = process.stderr.read().decode("utf-8", "replace").strip()
+            process.stderr.close()
+            process.wait()
+            _running.discard(process)
+        seconds = time.monotonic() - start
+        console_file = folder / "console.log"
+        console = (
+            console_file.read_text("utf-8", "replace").replace("\r\n", "\n")
+            if console_file.exists()
+            else ""
+        )
+        if artifacts is not None:
+            artifacts.mkdir(parents=True, exist_ok=True)
+            (artifacts / "console.log").write_text(console)
+            with open(artifacts / "results.jsonl", "w") as out:
+                times = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+                for event in (*events, {"event": "qemu", **times}):
+                    out.write(json.dumps(event) + "\n")
+        status, reason = _end(events, reason, complaint, process.returncode)
+        trouble = kernel_trouble(console)
+        return Outcome(events, console, status, reason, seconds, cpu_seconds, trouble)
 
 
-def _outcome(
-    events: Sequence[dict[str, object]],
-    console: str,
-    seconds: float,
-    reason: str,
-    complaint: str,
-    code: int,
-) -> Outcome:
-    status: int | None = None
+def _cpu_seconds(pid: int) -> float:
+    """What the process has used of the processor, in user and kernel mode (proc(5), stat)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:  # it has ended already
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _end(
+    events: Sequence[dict[str, object]], reason: str, complaint: str, code: int
+) -> tuple[int | None, str]:
+    """The status that the guest reported, if it did, and why the run is over."""
     last = events[-1] if events else {}
     if last.get("event") == "end":
         given = last.get("status")
         status = given if isinstance(given, int) else None
-        reason = f"ended with status {status}"
-    elif last.get("event") == "crash":
-        reason = f"PID 1 failed in {last.get('where')}: {last.get('traceback')}"
-    elif not reason:
+        return status, f"ended with status {status}"
+    if last.get("event") == "crash":
+        return None, f"PID 1 failed in {last.get('where')}: {last.get('traceback')}"
+    if not reason:
         reason = f"qemu ended with status {code} before the guest said that it was done"
         if complaint:
             reason += f": {complaint}"
-    return Outcome(list(events), console, status, reason, seconds, kernel_trouble(console))
+    return None, reason
 
 
 def _follow(

@@ -126,8 +126,6 @@ def toolbox(refresh: bool = False) -> Toolbox:
     target = cache_root() / f"tools-{key}"
     if refresh:
         shutil.rmtree(target, ignore_errors=True)
-    if target.is_dir():
-        return Toolbox(target)
 
     def build(tree: Path) -> None:
         world = _tools_world()
@@ -143,7 +141,7 @@ def toolbox(refresh: bool = False) -> Toolbox:
         _absolute_links(tree)
         _manifest(tree, packages)
 
-    return Toolbox(publish(target, build, "qemu and the tools from Debian packages"))
+    return Toolbox(publish(target, build, "qemu and the tools from Debian packages", keep=2))
 
 
 def _absolute_links(tree: Path) -> None:
@@ -223,8 +221,6 @@ def kernel(lane: Lane, refresh: bool = False) -> Kernel:
     target = cache_root() / f"kernel-{lane.name}-{content_hash([_FORMAT, lane.suite])}"
     if refresh:
         shutil.rmtree(target, ignore_errors=True)
-    if target.is_dir():
-        return Kernel(target)
 
     def build(tree: Path) -> None:
         world = World("kernels", ("trixie", "trixie-backports"))
@@ -255,7 +251,8 @@ def kernel(lane: Lane, refresh: bool = False) -> Kernel:
         (tree / "release").write_text(releases[0] + "\n")
         _manifest(tree, packages)
 
-    return Kernel(publish(target, build, f"the kernel of lane {lane.name} from Debian packages"))
+    what = f"the kernel of lane {lane.name} from Debian packages"
+    return Kernel(publish(target, build, what, keep=2))
 
 
 def uncompressed(tools: Toolbox, kernel: Kernel) -> Path:
@@ -277,4 +274,4 @@ def uncompressed(tools: Toolbox, kernel: Kernel) -> Path:
         # The last four bytes are the length of the decompressed kernel.
         (folder / "vmlinux").write_bytes(tools.run("zstd", "-dcq", data=payload[:-4]))
 
-    return publish(target, build, "decompressing the kernel") / "vmlinux"
+    return publish(target, build, "decompressing the kernel", keep=4) / "vmlinux"

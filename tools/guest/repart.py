@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .apt import World, unpack
-from .cache import cache_root, content_hash, prune, publish
+from .cache import cache_root, content_hash, publish
 from .errors import GuestError
 from .images import Image
 from .keys import signer
@@ -60,7 +60,7 @@ def _tree() -> Path:
         for name in ("proc", "sys", "dev", "run", "tmp", "var/tmp", "work"):
             (tree / name).mkdir(parents=True, exist_ok=True)
 
-    return publish(target, build, "systemd-repart from Debian packages")
+    return publish(target, build, "systemd-repart from Debian packages", keep=2)
 
 
 def definitions(part: str, source: str, filesystem: str = "erofs") -> dict[str, str]:
@@ -162,8 +162,8 @@ def repart(
                 raise GuestError(f"systemd-repart failed: {done.stderr.strip()}")
             (work / "image.raw").rename(target / "image.raw")
 
-    prune(target.parent, f"{name}-*", keep=4)
-    return publish(target, build, f"a disk image by systemd-repart ({name})") / "image.raw"
+    what = f"a disk image by systemd-repart ({name})"
+    return publish(target, build, what, keep=4) / "image.raw"
 
 
 def repart_system(tools: Toolbox, blocks: Image) -> Path:

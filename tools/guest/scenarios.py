@@ -9,19 +9,21 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.vm.scenario import Scenario
 
+from .cache import guests_at_once
 from .drives import build_drive
 from .errors import GuestError
 from .lanes import LANES, Lane
-from .machine import Guest, Outcome
+from .machine import Guest, Outcome, end_guests
 from .trees import PROJECT
 
-__all__ = ["ARTIFACTS", "Boot", "load_scenario", "module_name", "scenarios_of"]
+__all__ = ["ARTIFACTS", "Boot", "Queue", "load_scenario", "module_name"]
 
 ARTIFACTS = PROJECT / "artifacts" / "vm"
 
@@ -29,11 +31,6 @@ ARTIFACTS = PROJECT / "artifacts" / "vm"
 def module_name(path: Path) -> str:
     """The name under which the guest imports the project's file *path*."""
     return ".".join(path.resolve().relative_to(PROJECT).with_suffix("").parts)
-
-
-def scenarios_of(module: object) -> list[Scenario]:
-    """The scenarios that a module defines, in its order."""
-    return [value for value in vars(module).values() if isinstance(value, Scenario)]
 
 
 class Boot:
@@ -57,7 +54,6 @@ class Boot:
         self._on_event = on_event
         self._results: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
 
     def _event(self, event: dict[str, Any]) -> None:
         with self._changed:
@@ -75,6 +71,7 @@ class Boot:
             append=scenario.append if isinstance(scenario.append, str) else scenario.append(),
             drives={name: make() for name, make in scenario.disks.items()},
             memory=scenario.memory,
+            cpus=scenario.cpus,
             keyring=scenario.keyring and self.lane.dm_verity_keyring,
             initramfs=scenario.initramfs,
         )
@@ -106,24 +103,46 @@ class Boot:
                     self.error = GuestError("the boot was interrupted")
                 self._changed.notify_all()
 
-    def start(self) -> None:
-        """Boot in the background."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self.run, daemon=True)
-            self._thread.start()
-
-    def join(self) -> None:
-        """Wait for the end of a boot that was started."""
-        if self._thread is not None:
-            self._thread.join()
-
     def result(self, case: str) -> dict[str, Any] | None:
         """The result of *case*, waited for; None if the guest ended without one."""
-        self.start()
         with self._changed:
             while case not in self._results and self.outcome is None and self.error is None:
                 self._changed.wait(1.0)
             return self._results.get(case)
+
+
+class Queue:
+    """Boots in the background, in their order, :func:`guests_at_once`.
+
+    One more is prepared meanwhile, so that no processor waits for images to be built.
+    """
+
+    def __init__(self, boots: Iterable[Boot]) -> None:
+        self._left = deque(boots)
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin; nothing happens if that was done."""
+        if not self._threads:
+            for _ in range(guests_at_once() + 1):
+                self._threads.append(threading.Thread(target=self._work, daemon=True))
+                self._threads[-1].start()
+
+    def _work(self) -> None:
+        while self._left:
+            try:
+                boot = self._left.popleft()
+            except IndexError:
+                return
+            boot.run()
+
+    def end(self, *, at_once: bool) -> None:
+        """Wait until all boots are over; *at_once*: begin no more, and end the guests that run."""
+        if at_once:
+            self._left.clear()
+            end_guests()
+        for thread in self._threads:
+            thread.join(30 if at_once else None)
 
 
 def load_scenario(path: Path, name: str = "") -> tuple[str, Scenario]:
@@ -134,9 +153,9 @@ def load_scenario(path: Path, name: str = "") -> tuple[str, Scenario]:
     """
     module = module_name(path)
     found = [
-        scenario
-        for scenario in scenarios_of(importlib.import_module(module))
-        if name in ("", scenario.name)
+        value
+        for value in vars(importlib.import_module(module)).values()
+        if isinstance(value, Scenario) and name in ("", value.name)
     ]
     if len(found) != 1:
         raise GuestError(

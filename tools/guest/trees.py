@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .cache import cache_root, content_hash, prune, publish, tree_hash
+from .cache import cache_root, content_hash, publish, tree_hash
 from .errors import GuestError
 from .packages import Toolbox
 
@@ -150,7 +150,7 @@ def system_tree(tools: Toolbox) -> Path:
         _compile(tools, tree / _PYTHON, beside=False)
         _compile(tools, packages, beside=False)
 
-    return publish(target, build, "the guest's system tree")
+    return publish(target, build, "the guest's system tree", keep=2)
 
 
 def _applets(tree: Path) -> None:
@@ -186,7 +186,7 @@ def small_system(tools: Toolbox) -> Path:
                 binaries.append(entry)
         _add_libraries(tools, tree, binaries)
 
-    return publish(target, build, "the system tree of the initramfs")
+    return publish(target, build, "the system tree of the initramfs", keep=2)
 
 
 def project_files() -> Iterator[tuple[str, Path]]:
@@ -212,5 +212,4 @@ def project_tree(tools: Toolbox) -> Path:
             shutil.copy(path, tree / name)
         _compile(tools, tree, beside=False)
 
-    prune(target.parent, "project-*", keep=8)
-    return publish(target, build, "the project's files for the guest")
+    return publish(target, build, "the project's files for the guest", keep=8)
