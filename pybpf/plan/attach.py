@@ -32,7 +32,7 @@
 take ``cookie``, one value for all places.
 
 Section families, how they are attached (``how_of``), and what shows it. "T" is
-tests/kernel/test_attach.py, which runs on the host as far as it can and in both guests, where
+tests/kernel/test_attach*.py, which run on the host as far as it can and in both guests, where
 nothing is skipped but what tests/vm/test_attach.py names (fsession and uprobe.session on 6.12); L
 is tests/kernel/test_links.py, N tests/kernel/test_network.py.
 
@@ -200,7 +200,7 @@ def _link(executor: Executor, op: LinkCreate, program: int, target: int, **more:
         fd = bpf.link_create(program, target, op.attach_type, flags=op.flags, **fields)
     except KernelError as error:
         raise error.at(target=op.target)  # noqa: B904
-    executor._fill_slot(op.dst, fd)
+    executor.fill_slot(op.dst, fd)
 
 
 def _path(executor: Executor, op: LinkCreate, program: int) -> None:
@@ -244,7 +244,7 @@ def _sockmap(executor: Executor, op: LinkCreate, program: int) -> None:
             raise
         _attach(executor, op, program, posix.dup(target))
         return
-    executor._fill_slot(op.dst, fd)
+    executor.fill_slot(op.dst, fd)
 
 
 def _netfilter(executor: Executor, op: LinkCreate, program: int) -> None:
@@ -271,7 +271,7 @@ def _iter(executor: Executor, op: LinkCreate, program: int) -> None:
 
 def _struct_ops(executor: Executor, op: LinkCreate, map_fd: int) -> None:
     fd = bpf.link_create(map_fd, 0, abi.BPF_STRUCT_OPS, flags=op.flags)
-    executor._fill_slot(op.dst, fd)
+    executor.fill_slot(op.dst, fd)
 
 
 def _prog_attach(executor: Executor, op: LinkCreate, program: int) -> None:

@@ -49,10 +49,10 @@ def _perf_link(executor: Executor, op: LinkCreate, program: int, event: int) -> 
             syscalls.ioctl(event, PERF_EVENT_IOC_SET_BPF, program)
             syscalls.ioctl(event, PERF_EVENT_IOC_ENABLE)
             keep = True
-            executor._fill_slot(op.dst, event)
+            executor.fill_slot(op.dst, event)
             executor.notes.append(f"link {op.name} is a perf event: the kernel has no links here")
             return
-        executor._fill_slot(op.dst, fd)
+        executor.fill_slot(op.dst, fd)
         # The link holds the event; only enabling needs the event's own fd.
         syscalls.ioctl(event, PERF_EVENT_IOC_ENABLE)
     finally:
@@ -273,7 +273,7 @@ def _multi(executor: Executor, op: LinkCreate, program: int, extra: dict[str, in
         fd = bpf.link_create(program, 0, op.attach_type, flags=op.flags, **extra)
     except KernelError as error:
         raise error.at(target=op.target)  # noqa: B904
-    executor._fill_slot(op.dst, fd)
+    executor.fill_slot(op.dst, fd)
 
 
 HOW: dict[str, Callable[[Executor, LinkCreate, int], None]] = {

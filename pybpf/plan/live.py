@@ -249,7 +249,7 @@ class Object:
                 fds.append(executor.slots[entry[1]])
             elif entry[0] in ("attached", "registered"):
                 try:
-                    executor._undo_one(entry)
+                    executor.undo_one(entry)
                 except (OSError, KernelError) as error:
                     failed = failed or error
         if self._live is None:

@@ -90,7 +90,7 @@ def _map_slot(live: Object, executor: Executor, target: Any) -> int:
     if not isinstance(found, Map):
         raise UsageError(f"a map is needed as the target, not {target!r}")
     executor.slots.append(-1)
-    executor._fill_slot(len(executor.slots) - 1, found.dup())
+    executor.fill_slot(len(executor.slots) - 1, found.dup())
     return len(executor.slots) - 1
 
 
