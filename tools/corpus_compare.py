@@ -407,3 +407,7 @@ def _print(report: Report) -> None:
         f"{report.verdicts} verdicts: {len(report.differences)} differences, "
         f"{len(report.ours)} of them ours"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

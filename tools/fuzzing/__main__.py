@@ -12,9 +12,9 @@ from pathlib import Path
 from tools.fuzzing import worker
 
 # Importing the targets here would import pybpf before atheris can instrument it.
-NAMES = ("elf", "plan", "btf", "core", "log", "disasm")
 # Of the time: most of it for objects, where most of the code is.
-SHARE = {"elf": 8, "plan": 3, "btf": 3, "core": 3, "log": 1, "disasm": 1}
+SHARE = {"elf": 8, "commands": 3, "plan": 3, "btf": 3, "core": 3, "log": 1, "disasm": 1}
+NAMES = tuple(SHARE)
 
 
 def _default_out() -> Path:
@@ -68,4 +68,7 @@ def _child(*more: str, args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # what was found until then is kept

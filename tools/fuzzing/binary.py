@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Mutations of ELF, BTF, BTF.ext and frozen Plans that keep most of their structure.
+"""Mutations of BTF, BTF.ext, instructions and frozen Plans that keep most of their structure.
 
-Each takes the bytes and a random.Random, and gives bytes. They read leniently: what cannot be
-taken apart any more is mutated as plain bytes. Little-endian layouts are assumed for picking the
-field; a big-endian object's fields are hit all the same, with other values.
+Each takes the bytes and a random.Random, and gives bytes. They read leniently, in either byte
+order: what cannot be taken apart any more is mutated as plain bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
 from random import Random
+from typing import Literal
 
 from pybpf.plan.frozen import HEADER, MAGIC, VERSION
 
-__all__ = ["mutate_btf", "mutate_bytes", "mutate_elf", "mutate_insns", "mutate_plan"]
+__all__ = [
+    "EDGES",
+    "fields",
+    "mutate_array",
+    "mutate_btf",
+    "mutate_bytes",
+    "mutate_ext",
+    "mutate_insns",
+    "mutate_plan",
+    "mutate_strings",
+    "poke",
+]
 
-_EDGES = (
+EDGES = (
     0, 1, 2, 3, 4, 7, 8, 15, 16, 24, 31, 32, 63, 64, 127, 128, 255, 256, 511, 4095, 4096, 0x7FFF,
     0x8000, 0xFFFF, 0x10000, 0xFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF8, 0xFFFFFFFF, 1 << 32,
     (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
@@ -37,7 +47,7 @@ def _value(rng: Random, bits: int, old: int) -> int:
     mask = (1 << bits) - 1
     how = rng.randrange(5)
     if how == 0:
-        return rng.choice(_EDGES) & mask
+        return rng.choice(EDGES) & mask
     if how == 1:
         return (old + rng.choice((-8, -4, -1, 1, 2, 4, 8, 16, 64))) & mask
     if how == 2:
@@ -47,17 +57,18 @@ def _value(rng: Random, bits: int, old: int) -> int:
     return rng.randrange(64) & mask
 
 
-def _poke(data: bytearray, rng: Random, at: int, size: int) -> None:
-    """Change the number of ``size`` bytes at ``at``."""
+def poke(data: bytearray, rng: Random, at: int, size: int, order: str = "<") -> None:
+    """Change the number of ``size`` bytes at ``at``; order: "<" or ">"."""
     if at >= 0 and at + size <= len(data):
-        old = int.from_bytes(data[at : at + size], "little")
-        data[at : at + size] = _value(rng, size * 8, old).to_bytes(size, "little")
+        byteorder: Literal["little", "big"] = "little" if order == "<" else "big"
+        old = int.from_bytes(data[at : at + size], byteorder)
+        data[at : at + size] = _value(rng, size * 8, old).to_bytes(size, byteorder)
 
 
-def _fields(data: bytearray, rng: Random, at: int, sizes: tuple[int, ...]) -> None:
+def fields(data: bytearray, rng: Random, at: int, sizes: tuple[int, ...], order: str = "<") -> None:
     """Change one of the numbers that follow each other at ``at``."""
     index = rng.randrange(len(sizes))
-    _poke(data, rng, at + sum(sizes[:index]), sizes[index])
+    poke(data, rng, at + sum(sizes[:index]), sizes[index], order)
 
 
 def mutate_bytes(data: bytes, rng: Random) -> bytes:
@@ -69,7 +80,7 @@ def mutate_bytes(data: bytes, rng: Random) -> bytes:
         if how == 0 and at < len(out):
             out[at] ^= 1 << rng.randrange(8)
         elif how == 1:
-            _poke(out, rng, at & ~3, rng.choice((1, 2, 4, 8)))
+            poke(out, rng, at & ~3, rng.choice((1, 2, 4, 8)))
         elif how == 2:
             out[at:at] = rng.choice(_WORDS)
         elif how == 3:
@@ -82,20 +93,24 @@ def mutate_bytes(data: bytes, rng: Random) -> bytes:
     return bytes(out)
 
 
-def _strings(data: bytearray, rng: Random) -> None:
+def mutate_strings(data: bytes, rng: Random) -> bytes:
     """Overwrite something in a string table; its length stays."""
-    if len(data) < 2:
-        return
-    at = rng.randrange(1, len(data))
-    how = rng.randrange(3)
-    if how == 0:
+    out = bytearray(data)
+    if len(out) < 2:
+        return data
+    at = rng.randrange(1, len(out))
+    how = rng.randrange(8)
+    if how < 3:
         word = rng.choice(_WORDS)
-        at = data.rfind(b"\0", 0, at) + 1
-        data[at : at + len(word)] = word[: len(data) - at]
-    elif how == 1:
-        data[at] = rng.choice((0, 0xFF, 0x2F, 0x3A, 0x20, 0x41, 0x0A))
+        at = out.rfind(b"\0", 0, at) + 1
+        out[at : at + len(word)] = word[: len(out) - at]
+    elif how < 6:
+        out[at] = rng.choice((0, 0xFF, 0x2F, 0x3A, 0x20, 0x41, 0x0A))
+    elif how == 6:
+        out[-1:] = b"x"
     else:
-        data[-1:] = b"x"
+        out = out.replace(b"\0", b"x")  # no name ends
+    return bytes(out)
 
 
 # --- BTF ------------------------------------------------------------------------------------
@@ -104,16 +119,22 @@ def _strings(data: bytearray, rng: Random) -> None:
 _TAIL = {1: (4,), 3: (4, 4, 4), 4: (4, 4, 4), 5: (4, 4, 4), 6: (4, 4), 13: (4, 4), 14: (4,),
          15: (4, 4, 4), 17: (4,), 19: (4, 4, 4)}  # fmt: skip
 _ONCE = (1, 3, 14, 17)
+_ARRAY = 3
+
+
+def _order(data: bytes) -> str:
+    return ">" if data[:2] == b"\xeb\x9f" else "<"
 
 
 def _types(data: bytes) -> list[tuple[int, int, int]]:
     """(offset, kind, number of elements) of the types of BTF, as far as they can be read."""
     if len(data) < 24:
         return []
-    header, start, length = struct.unpack_from("<III", data, 4)
+    order = _order(data)
+    header, start, length = struct.unpack_from(order + "III", data, 4)
     at, end, found = header + start, min(header + start + length, len(data)), []
     while at + 12 <= end:
-        info = struct.unpack_from("<I", data, at + 4)[0]
+        info = struct.unpack_from(order + "I", data, at + 4)[0]
         kind = info >> 24 & 31
         count = 1 if kind in _ONCE else info & 0xFFFF if kind in _TAIL else 0
         found.append((at, kind, count))
@@ -121,43 +142,57 @@ def _types(data: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
+def mutate_array(data: bytes, rng: Random) -> bytes:
+    """Change the length of an array: in an object's BTF most are the numbers of a map."""
+    found = [at for at, kind, _ in _types(data) if kind == _ARRAY]
+    if not found:
+        return mutate_btf(data, rng)
+    out = bytearray(data)
+    at = rng.choice(found) + 12 + 8
+    if at + 4 <= len(out):
+        length = rng.choice((rng.randrange(40), rng.choice(EDGES) & 0xFFFFFFFF))
+        struct.pack_into(_order(data) + "I", out, at, length)
+    return bytes(out)
+
+
 def mutate_btf(data: bytes, rng: Random) -> bytes:
     """Mutate BTF: header, type records, their elements, strings; repeat or drop a type."""
     out = bytearray(data)
     how = rng.randrange(12)
     types = _types(data)
+    order = _order(data)
     if how == 0 or not types:
-        _fields(out, rng, 0, (2, 1, 1, 4, 4, 4, 4, 4))
+        fields(out, rng, 0, (2, 1, 1, 4, 4, 4, 4, 4), order)
         return bytes(out)
-    header, _start, length, string_at, string_len = struct.unpack_from("<IIIII", data, 4)
+    number = struct.Struct(order + "I")
+    header, _start, length, string_at, string_len = struct.unpack_from(order + "IIIII", data, 4)
     if how == 1:
         first = header + string_at
-        piece = out[first : first + string_len]
-        _strings(piece, rng)
-        out[first : first + string_len] = piece
+        out[first : first + string_len] = mutate_strings(
+            bytes(out[first : first + string_len]), rng
+        )
         return bytes(out)
     at, kind, count = rng.choice(types)
     size = 12 + count * sum(_TAIL.get(kind, ()))
     if how < 5:
-        _fields(out, rng, at, (4, 4, 4))
+        fields(out, rng, at, (4, 4, 4), order)
     elif how == 5:
         # A reference to a near or the same type: loops, wrong kinds.
-        number = types.index((at, kind, count)) + 1
-        near = number + rng.choice((-2, -1, 0, 0, 1, 2))
-        struct.pack_into("<I", out, at + 8, near & 0xFFFFFFFF)
+        near = types.index((at, kind, count)) + 1 + rng.choice((-2, -1, 0, 0, 1, 2))
+        number.pack_into(out, at + 8, near & 0xFFFFFFFF)
     elif how == 6:
         # Another kind, everything else as it is.
-        info = struct.unpack_from("<I", out, at + 4)[0]
+        (info,) = number.unpack_from(out, at + 4)
         kinds = rng.randrange(33) << 24 | rng.choice((0, 1 << 31))
-        struct.pack_into("<I", out, at + 4, info & 0xFFFFFF | kinds)
+        number.pack_into(out, at + 4, info & 0xFFFFFF | kinds)
     elif how < 10:
         if count:
             sizes = _TAIL[kind]
             where = at + 12 + rng.randrange(count) * sum(sizes)
             if rng.randrange(2):
-                _fields(out, rng, where, sizes)
+                fields(out, rng, where, sizes, order)
             elif where + 8 <= len(out):
-                struct.pack_into("<I", out, where + 4, rng.randrange(len(types) + 2))
+                number.pack_into(out, where + 4, rng.randrange(len(types) + 2))
     else:
         # Repeat or drop a whole type: every later id moves.
         if how == 10:
@@ -168,42 +203,46 @@ def mutate_btf(data: bytes, rng: Random) -> bytes:
             del out[at : at + size]
             grown = -size
         if len(out) >= 20:  # a header that is said to be short may have gone with the type
-            struct.pack_into("<I", out, 12, (length + grown) & 0xFFFFFFFF)
-            struct.pack_into("<I", out, 16, (string_at + grown) & 0xFFFFFFFF)
+            number.pack_into(out, 12, (length + grown) & 0xFFFFFFFF)
+            number.pack_into(out, 16, (string_at + grown) & 0xFFFFFFFF)
     return bytes(out)
 
 
-def _mutate_ext(data: bytes, rng: Random) -> bytes:
-    """Mutate BTF.ext: header, heads of sections, records."""
+def mutate_ext(data: bytes, rng: Random) -> bytes:
+    """Mutate BTF.ext: header, heads of sections, records, their size."""
     out = bytearray(data)
+    order = _order(data)
     if len(out) < 32 or rng.randrange(8) == 0:
-        _fields(out, rng, 0, (2, 1, 1, 4) + (4,) * 6)
+        fields(out, rng, 0, (2, 1, 1, 4) + (4,) * 6, order)
         return bytes(out)
-    header = struct.unpack_from("<I", out, 4)[0]
-    offset, length = struct.unpack_from("<II", out, 8 + 8 * rng.randrange(3))
+    number = struct.Struct(order + "I")
+    (header,) = number.unpack_from(out, 4)
+    offset, length = struct.unpack_from(order + "II", out, 8 + 8 * rng.randrange(3))
     start, end = header + offset, min(header + offset + length, len(out))
     if start + 16 > end:
         return mutate_bytes(data, rng)
-    size = struct.unpack_from("<I", out, start)[0]
+    (size,) = number.unpack_from(out, start)
     at, rows = start + 4, []
     heads = []
     while at + 8 <= end and 0 < size < 1 << 16:
-        count = struct.unpack_from("<I", out, at + 4)[0]
+        (count,) = number.unpack_from(out, at + 4)
         heads.append(at)
         at += 8
         rows += [at + i * size for i in range(min(count, (end - at) // size))]
         at += count * size
     if heads and rng.randrange(6) == 0:
-        _fields(out, rng, rng.choice(heads), (4, 4))
-    elif rows and rng.randrange(10):
+        fields(out, rng, rng.choice(heads), (4, 4), order)
+    elif rows and rng.randrange(8):
         row = rng.choice(rows)
         if rng.randrange(3) == 0:  # a copy of another record: duplicates, out of order
             other = rng.choice(rows)
             out[row : row + size] = out[other : other + size]
         else:
-            _fields(out, rng, row, (4,) * max(1, min(size // 4, 4)))
+            fields(out, rng, row, (4,) * max(1, min(size // 4, 4)), order)
+    elif rng.randrange(2):
+        number.pack_into(out, start, rng.choice((0, 4, 8, 12, 16, 20, 24, 32, 64, 1 << 31)))
     else:
-        _poke(out, rng, start, 4)
+        poke(out, rng, start, 4, order)
     return bytes(out)
 
 
@@ -219,7 +258,7 @@ def mutate_insns(data: bytes, rng: Random) -> bytes:
     at = 8 * rng.randrange(count)
     how = rng.randrange(8)
     if how < 4:
-        _fields(out, rng, at, (1, 1, 2, 4))
+        fields(out, rng, at, (1, 1, 2, 4))
     elif how == 4:
         out[at] = rng.choice((0x18, 0x85, 0x8D, 0x05, 0x06, 0xE5, 0x95, 0x61, 0x79, 0x7B, 0xB7,
                               0xDB, 0xC3, 0xDC, 0xD7, 0xBC, 0x00))  # fmt: skip
@@ -231,141 +270,6 @@ def mutate_insns(data: bytes, rng: Random) -> bytes:
     else:
         out[at:at] = out[at : at + 8 * rng.randrange(1, 9)]
     return bytes(out)
-
-
-# --- ELF ------------------------------------------------------------------------------------
-
-_HEADER = (4, 4, 8, 8, 8, 8, 4, 4, 8, 8)
-
-
-def _table(data: bytes) -> list[tuple[int, ...]]:
-    """(offset of the header, type, flags, offset, size) of the sections."""
-    if len(data) < 64 or data[:5] != b"\x7fELF\2":
-        return []
-    (start,) = struct.unpack_from("<Q", data, 40)
-    (count,) = struct.unpack_from("<H", data, 60)
-    found: list[tuple[int, ...]] = []
-    for index in range(1, count):
-        at = start + 64 * index
-        if at + 64 > len(data):
-            break
-        _, kind, flags, _, offset, size = struct.unpack_from("<IIQQQQ", data, at)
-        found.append((at, kind, flags, offset, size))
-    return found
-
-
-def _names(data: bytes, table: list[tuple[int, ...]]) -> dict[int, bytes]:
-    """Header offset → name."""
-    (index,) = struct.unpack_from("<H", data, 62)
-    if not 0 < index <= len(table):
-        return {}
-    _, _, _, offset, size = table[index - 1]
-    strings = data[offset : offset + size]
-    found = {}
-    for row in table:
-        (name,) = struct.unpack_from("<I", data, row[0])
-        found[row[0]] = strings[name : name + 64].split(b"\0", 1)[0]
-    return found
-
-
-def _put(data: bytes, row: tuple[int, ...], content: bytes) -> bytes:
-    """The file with other contents of a section: in place, or moved to the end if it grew."""
-    head, _, _, offset, size = row
-    out = bytearray(data)
-    if len(content) > size:
-        out += bytes(-len(out) % 8)
-        struct.pack_into("<Q", out, head + 24, len(out))
-        out += content
-    else:
-        out[offset : offset + len(content)] = content
-    struct.pack_into("<Q", out, head + 32, len(content))
-    return bytes(out)
-
-
-def _records(content: bytes, rng: Random, size: int, fields: tuple[int, ...]) -> bytes:
-    """Mutate, repeat, drop, swap records of one size."""
-    out = bytearray(content)
-    count = len(out) // size
-    if not count:
-        return content
-    at = size * rng.randrange(count)
-    how = rng.randrange(8)
-    if how < 5:
-        _fields(out, rng, at, fields)
-    elif how == 5:
-        other = size * rng.randrange(count)
-        out[at : at + size] = out[other : other + size]
-    elif how == 6:
-        out[at:at] = out[at : at + size]
-    else:
-        del out[at : at + size]
-    return bytes(out)
-
-
-def mutate_elf(data: bytes, rng: Random) -> bytes:
-    """Mutate one to four things of an object file."""
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        data = _mutate_elf(data, rng)
-    return data
-
-
-def _mutate_elf(data: bytes, rng: Random) -> bytes:
-    table = _table(data)
-    if not table or rng.randrange(40) == 0:
-        out = bytearray(data)
-        _fields(out, rng, 4, (1, 1, 1, 9, 2, 2, 4, 8, 8, 8, 4, 2, 2, 2, 2, 2, 2))
-        return bytes(out) if table else mutate_bytes(data, rng)
-    names = _names(data, table)
-    how = rng.randrange(24)
-    if how == 0:
-        out = bytearray(data)
-        _fields(out, rng, rng.choice(table)[0], _HEADER)
-        return bytes(out)
-    if how == 1:
-        one, two = rng.choice(table)[0], rng.choice(table)[0]
-        out = bytearray(data)
-        out[one : one + 64], out[two : two + 64] = data[two : two + 64], data[one : one + 64]
-        return bytes(out)
-    if how == 2 and rng.randrange(4) == 0:
-        return mutate_bytes(data, rng)
-    choices: dict[int, Callable[[tuple[int, ...]], object]] = {
-        3: lambda r: r[1] == 2, 4: lambda r: r[1] == 2, 5: lambda r: r[1] == 2,
-        6: lambda r: r[1] == 9, 7: lambda r: r[1] == 9, 8: lambda r: r[1] == 9,
-        9: lambda r: r[1] == 3,
-        10: lambda r: r[2] & 4, 11: lambda r: r[2] & 4, 12: lambda r: r[2] & 4,
-        13: lambda r: names.get(r[0]) == b".BTF.ext", 14: lambda r: names.get(r[0]) == b".BTF.ext",
-        15: lambda r: names.get(r[0]) == b".BTF.ext", 16: lambda r: names.get(r[0]) == b".BTF.ext",
-    }  # fmt: skip
-    btf_or_any: Callable[[tuple[int, ...]], object] = (
-        (lambda r: names.get(r[0]) == b".BTF") if how < 22 else lambda r: True
-    )
-    wanted = choices.get(how, btf_or_any)
-    rows = [row for row in table if wanted(row)] or table
-    row = rng.choice(rows)
-    if row[1] == 8:
-        out = bytearray(data)
-        _fields(out, rng, row[0], _HEADER)
-        return bytes(out)
-    content = data[row[3] : row[3] + row[4]]
-    if len(content) != row[4]:
-        return mutate_bytes(data, rng)
-    if row[1] == 2:
-        content = _records(content, rng, 24, (4, 1, 1, 2, 8, 8))
-    elif row[1] == 9:
-        content = _records(content, rng, 16, (8, 4, 4))
-    elif row[1] == 3:
-        changed = bytearray(content)
-        _strings(changed, rng)
-        content = bytes(changed)
-    elif row[2] & 4:
-        content = mutate_insns(content, rng)
-    elif names.get(row[0]) == b".BTF":
-        content = mutate_btf(content, rng)
-    elif names.get(row[0]) == b".BTF.ext":
-        content = _mutate_ext(content, rng)
-    else:
-        content = mutate_bytes(content, rng)
-    return _put(data, row, content)
 
 
 # --- frozen Plans ---------------------------------------------------------------------------
@@ -403,13 +307,13 @@ def mutate_plan(data: bytes, rng: Random) -> bytes:
             if how < 4:
                 struct.pack_into("<I", numbers, at, rng.randrange(max(index, 1)))
             elif how == 4:
-                _poke(numbers, rng, at, 4)
+                poke(numbers, rng, at, 4)
             else:
                 numbers[at:at] = numbers[at : at + 4] * rng.choice((1, 2))
             entries[index] = (tag, bytes(numbers))
         elif tag == 0x69 and how < 6:
             number = bytearray(body)
-            _poke(number, rng, 0, 8)
+            poke(number, rng, 0, 8)
             entries[index] = (tag, bytes(number))
         elif how < 6:
             entries[index] = (tag, mutate_bytes(body, rng))

@@ -6,21 +6,28 @@ Only pybpf's own errors may come out, and they must say something and name the o
 
 from __future__ import annotations
 
+import atexit
+import io
 import json
 import lzma
+import shutil
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from pybpf import cli
 from pybpf.asm.disasm import disasm
 from pybpf.asm.insn import decode, encode
 from pybpf.btf import cdecl, sanitize
 from pybpf.btf.consts import ENUM_KINDS, KIND_FWD, KIND_INT
 from pybpf.btf.dedup import dedup
 from pybpf.btf.layout import layout
-from pybpf.btf.model import Btf
+from pybpf.btf.model import SYSFS, Btf
 from pybpf.cli import inspect
 from pybpf.compiler.compile import compile
 from pybpf.compiler.listing import listing
@@ -33,18 +40,15 @@ from pybpf.kernel.verifier_log import explain, summarize
 from pybpf.plan import explain as plan_explain
 from pybpf.plan.frozen import from_bytes, to_bytes
 from tools.corpus_compare import TREE, find_corpus
-from tools.fuzzing.binary import (
-    mutate_btf,
-    mutate_bytes,
-    mutate_elf,
-    mutate_insns,
-    mutate_plan,
-)
+from tools.fuzzing.binary import mutate_btf, mutate_bytes, mutate_insns, mutate_plan
+from tools.fuzzing.elf import mutate_elf
 
 __all__ = ["NAME", "TARGETS", "Finding", "FuzzTarget", "prepare"]
 
 NAME = "fuzzed"  # what the input is called: errors must name it
-_LARGEST = 64 << 10  # seeds above this cost more than they find
+# Seeds above this cost more than they find: objects and Plans; BTF, of which each type is read,
+# written in C and merged with its like.
+_LARGEST, _LARGEST_BTF = 64 << 10, 4 << 10
 
 
 class Finding(Exception):
@@ -52,11 +56,13 @@ class Finding(Exception):
 
 
 class FuzzTarget(NamedTuple):
-    """run: takes an input; mutate: structured mutation; seeds: inputs to start from."""
+    """run: takes an input; mutate: structured mutation; seeds: inputs to start from; largest:
+    bytes that an input may have."""
 
     run: Callable[[bytes], None]
     mutate: Callable[[bytes, Random], bytes]
     seeds: Callable[[], Iterator[bytes]]
+    largest: int
 
 
 def _judge(error: PybpfError, *, named: bool = True) -> None:
@@ -67,10 +73,14 @@ def _judge(error: PybpfError, *, named: bool = True) -> None:
         raise Finding(f"the error does not name the object: {text}")
 
 
+def _kernel_files() -> list[Path]:
+    corpus = find_corpus()
+    return sorted(corpus.glob("btf/*.btf.xz")) if corpus is not None else []
+
+
 @cache
 def _kernel() -> Target:
-    corpus = find_corpus()
-    files = sorted(corpus.glob("btf/*.btf.xz")) if corpus is not None else []
+    files = _kernel_files()
     if not files:
         return Target(btf=Btf.vmlinux())
     with lzma.open(files[0]) as file:
@@ -100,6 +110,10 @@ def _object_seeds() -> Iterator[bytes]:
     from tests.unit.jump_table_object import build
 
     yield build()
+
+
+def _small_object_seeds() -> Iterator[bytes]:
+    return (data for data in _object_seeds() if len(data) <= _LARGEST // 4)
 
 
 def _elf(data: bytes) -> None:
@@ -178,7 +192,7 @@ def _btf_seeds() -> Iterator[bytes]:
             spec = read(path)
         except PybpfError:
             continue
-        if spec.btf is not None and len(spec.btf.data) <= _LARGEST // 2:
+        if spec.btf is not None and len(spec.btf.data) <= _LARGEST_BTF:
             yield spec.btf.raw()
 
 
@@ -202,7 +216,8 @@ def _once(btf: Btf) -> None:
     for old in range(1, btf.count):
         here, there = btf.type(old), found.type(one[old])
         if (here.kind, here.name) != (there.kind, there.name) and here.kind not in (
-            KIND_FWD, *ENUM_KINDS,
+            KIND_FWD,
+            *ENUM_KINDS,
         ):
             raise Finding(f"type [{old}] became another one")
         if one[old] != other[old] and here.kind == KIND_INT:
@@ -210,10 +225,12 @@ def _once(btf: Btf) -> None:
 
 
 def _every_type(btf: Btf) -> None:
-    # A hundred of them, spread: names are looked for in all of the strings each time. One
-    # CDump for all: working the layout of nested types out anew for each was half of the time.
+    # Some of them, spread, others for inputs of another length: names are looked for in all of
+    # the strings each time. One CDump for all: working the layout of nested types out anew for
+    # each was half of the time.
     text = cdecl.CDump(btf)
-    for number in range(0, btf.count + 1, 1 + btf.count // 120):
+    step = 1 + btf.count // 24
+    for number in (0, *range(len(btf.data) // 4 % step, btf.count + 1, step)):
         try:
             found = btf.type(number)
             btf.candidates(btf.name(found.name_off))
@@ -314,11 +331,70 @@ def _mutate_insns(data: bytes, rng: Random) -> bytes:
     return data[:1] + mutate_insns(data[1:], rng)
 
 
+# --- commands ---------------------------------------------------------------------------------
+
+
+@cache
+def _folder() -> Path:
+    """For the input and the types of a kernel, which each command reads anew."""
+    folder = Path(tempfile.mkdtemp(prefix="pybpf-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with (
+        lzma.open(_kernel_files()[0]) if _kernel_files() else open(f"{SYSFS}/vmlinux", "rb") as file
+    ):
+        (folder / "vmlinux").write_bytes(file.read())
+    objects = sorted(map(str, (TREE / "tests/objects").glob("*[!e].bpf.o")))
+    status = cli.main(
+        ["btf", "minimal", *objects, "-o", f"{folder}/kernel", "--btf", f"{folder}/vmlinux"]
+    )
+    if status:
+        raise RuntimeError("the types of a kernel could not be made")
+    return folder
+
+
+# Behind the file's name; "FOLDER" holds the kernel's types and takes what is written.
+_KERNEL = ("--btf", "FOLDER/kernel")
+_LINES = (
+    ("inspect",), ("inspect", "--json"), ("inspect", "--relocations", *_KERNEL),
+    ("relocate", *_KERNEL), ("relocate", "--json", *_KERNEL), ("disasm", "--raw"),
+    ("disasm", *_KERNEL), ("bundle", "-o", "FOLDER/plan"), ("btf dump",),
+    ("btf dump", "--format", "c"), ("btf minimal", "-o", "FOLDER/minimal", *_KERNEL),
+)  # fmt: skip
+
+
+def _commands(data: bytes) -> None:
+    """A file given to commands that read one: their exit status, and what they say.
+
+    Three of them, others for another input: parsing the arguments alone takes milliseconds.
+    """
+    folder = _folder()
+    (folder / NAME).write_bytes(data)
+    for command, *more in _LINES[zlib.crc32(data) % 4 :: 4]:
+        words = [*command.split(), f"FOLDER/{NAME}", *more]
+        _command([word.replace("FOLDER", str(folder)) for word in words])
+
+
+def _command(words: list[str]) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = cli.main(words)
+    said = err.getvalue()
+    if status not in (0, 1) or (status == 1 and not said and "--json" not in words):
+        raise Finding(f"{words} ended with {status} and {said!r}")
+    for line in said.splitlines():
+        if not line.startswith("pybpf") or NAME not in line:
+            raise Finding(f"{words}: a line that does not name command and file: {line!r}")
+    if "--json" in words:
+        for line in out.getvalue().splitlines():
+            json.loads(line)
+
+
 TARGETS = {
-    "elf": FuzzTarget(_elf, mutate_elf, _object_seeds),
-    "plan": FuzzTarget(_plan, mutate_plan, _plan_seeds),
-    "btf": FuzzTarget(_btf, mutate_btf, _btf_seeds),
-    "core": FuzzTarget(_core, mutate_btf, _btf_seeds),
-    "log": FuzzTarget(_log, _mutate_log, _log_seeds),
-    "disasm": FuzzTarget(_insns, _mutate_insns, _insn_seeds),
+    "elf": FuzzTarget(_elf, mutate_elf, _object_seeds, 4 * _LARGEST),
+    "commands": FuzzTarget(_commands, mutate_elf, _small_object_seeds, _LARGEST),
+    "plan": FuzzTarget(_plan, mutate_plan, _plan_seeds, 4 * _LARGEST),
+    "btf": FuzzTarget(_btf, mutate_btf, _btf_seeds, 4 * _LARGEST_BTF),
+    "core": FuzzTarget(_core, mutate_btf, _btf_seeds, 4 * _LARGEST_BTF),
+    "log": FuzzTarget(_log, _mutate_log, _log_seeds, _LARGEST),
+    "disasm": FuzzTarget(_insns, _mutate_insns, _insn_seeds, _LARGEST),
 }

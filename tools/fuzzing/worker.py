@@ -25,7 +25,7 @@ SECONDS = 2.0
 MEMORY = 256 << 20
 # Counting branches makes Python several times slower; what is suspicious is run again without.
 INSTRUMENTED = 4.0
-INPUT_LIMIT = 1 << 20
+PROGRESS = 10.0  # seconds between two lines that say how far it is
 
 
 class TooSlow(BaseException):
@@ -85,10 +85,13 @@ class Keeper:
         self.folder, self.run, self.seconds = folder, run, seconds
         self.seen: dict[str, int] = {}
         self.runs = 0
+        self.slowest = 0.0
+        self.since = time.process_time()
 
     def one(self, data: bytes) -> None:
         """Run one input."""
         self.runs += 1
+        started = time.process_time()
         try:
             with limits(self.seconds):
                 self.run(data)
@@ -101,10 +104,22 @@ class Keeper:
                 path.write_bytes(data)
                 text = "".join(traceback.format_exception(error)[-4:])
                 print(f"\nfinding {path.name} ({len(data)} bytes)\n{text[-1500:]}", flush=True)
+        self.slowest = max(self.slowest, time.process_time() - started)
+
+    def tell(self, name: str, seconds: float) -> None:
+        """One line: how much was run, and what came of it."""
+        found = ", ".join(f"{k}: {v}" for k, v in self.seen.items()) or "none"
+        print(
+            f"{name}: {self.runs} inputs in {seconds:.0f} s "
+            f"({self.runs / (time.process_time() - self.since):.0f} a second of processor time), "
+            f"slowest {self.slowest:.2f} s, findings: {found}",
+            flush=True,
+        )
 
 
 def fuzz(name: str, *, seconds: float, seed: int, out: Path) -> None:
     """Fuzz a target; does not return (libFuzzer ends the process)."""
+    print(f"{name}: importing pybpf with its branches counted", flush=True)
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with (
@@ -120,8 +135,9 @@ def fuzz(name: str, *, seconds: float, seed: int, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for data in target.seeds():
         (corpus / f"seed-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
+    print(f"{name}: {len(os.listdir(corpus))} inputs to start from, in {corpus}", flush=True)
     keeper = Keeper(findings, target.run, INSTRUMENTED)
-    started = time.monotonic()
+    started = told = time.monotonic()
 
     def mutator(data: bytes, limit: int, number: int) -> bytes:
         rng = Random(number)
@@ -136,16 +152,19 @@ def fuzz(name: str, *, seconds: float, seed: int, out: Path) -> None:
         return bytes(made[:limit])
 
     def one(data: bytes) -> None:
+        nonlocal told
         keeper.one(data)
-        if time.monotonic() - started > seconds:
-            found = ", ".join(f"{k}: {v}" for k, v in keeper.seen.items()) or "none"
-            print(f"\nfuzzing {name}: {keeper.runs} executions, findings {found}", flush=True)
+        now = time.monotonic()
+        if now - told > PROGRESS or now - started > seconds:
+            keeper.tell(name, now - started)
+            told = now
+        if now - started > seconds:
             os._exit(0)
 
     atheris.Setup(
         [
-            "fuzz", str(corpus), f"-seed={seed or 1}", f"-max_len={INPUT_LIMIT}", "-len_control=0",
-            "-rss_limit_mb=3000", "-timeout=60", "-verbosity=0", "-reload=0",
+            "fuzz", str(corpus), f"-seed={seed or 1}", f"-max_len={target.largest}",
+            "-len_control=0", "-rss_limit_mb=3000", "-timeout=60", "-verbosity=0", "-reload=0",
             f"-artifact_prefix={findings}/fuzzer-",
         ],
         one,
