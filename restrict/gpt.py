@@ -125,46 +125,46 @@ class Table:
         self.warnings = warnings
 
 
-def _bad(what: str) -> ImageError:
-    return ImageError(what)
-
-
 def _copy(read: Read, sectors: int, sector_size: int, where: int) -> tuple[str, bytes, int, int]:
     """One checked copy of header and entries: (disk GUID, entries, entry size, alternate)."""
     if not 0 < where < sectors:
-        raise _bad(f"a header in sector {where} would be outside of the disk's {sectors} sectors")
+        raise ImageError(
+            f"a header in sector {where} would be outside of the disk's {sectors} sectors"
+        )
     block = read(where * sector_size, sector_size)
     if len(block) != sector_size:
-        raise _bad(f"sector {where} cannot be read whole")
+        raise ImageError(f"sector {where} cannot be read whole")
     (
         signature, revision, size, crc, _reserved, mine, alternate, first, last, disk, entries_at,
         count, entry_size, entries_crc,
     ) = _HEADER.unpack_from(block)  # fmt: skip
     if signature != _SIGNATURE:
-        raise _bad(f"sector {where} does not begin with {_SIGNATURE.decode()!r}")
+        raise ImageError(f"sector {where} does not begin with {_SIGNATURE.decode()!r}")
     if revision != _REVISION or not _HEADER.size <= size <= sector_size:
-        raise _bad(f"the header in sector {where} has revision {revision:#x} and size {size}")
+        raise ImageError(f"the header in sector {where} has revision {revision:#x} and size {size}")
     if crc32(block[:16] + bytes(4) + block[20:size]) != crc:
-        raise _bad(f"the checksum of the header in sector {where} is wrong")
+        raise ImageError(f"the checksum of the header in sector {where} is wrong")
     if mine != where:
-        raise _bad(f"the header in sector {where} says that it is the one of sector {mine}")
+        raise ImageError(f"the header in sector {where} says that it is the one of sector {mine}")
     if entry_size < _ENTRY.size or entry_size > 4096 or entry_size & (entry_size - 1):
-        raise _bad(f"the header in sector {where} has entries of {entry_size} bytes")
+        raise ImageError(f"the header in sector {where} has entries of {entry_size} bytes")
     if not 0 < count <= _MOST_ENTRIES:
-        raise _bad(f"the header in sector {where} has {count} entries, not 1 to {_MOST_ENTRIES}")
+        raise ImageError(
+            f"the header in sector {where} has {count} entries, not 1 to {_MOST_ENTRIES}"
+        )
     if not first <= last < sectors:
-        raise _bad(f"the usable sectors {first} to {last} do not lie on a disk of {sectors}")
+        raise ImageError(f"the usable sectors {first} to {last} do not lie on a disk of {sectors}")
     length = count * entry_size
     taken = -(-length // sector_size)
     if entries_at < 2 or entries_at + taken > sectors:
-        raise _bad(f"the entries in sector {entries_at} do not lie on the disk")
+        raise ImageError(f"the entries in sector {entries_at} do not lie on the disk")
     if entries_at <= last and first < entries_at + taken:
-        raise _bad(f"the entries in sector {entries_at} lie among the usable sectors")
+        raise ImageError(f"the entries in sector {entries_at} lie among the usable sectors")
     entries = read(entries_at * sector_size, length)
     if len(entries) != length:
-        raise _bad(f"the entries in sector {entries_at} cannot be read whole")
+        raise ImageError(f"the entries in sector {entries_at} cannot be read whole")
     if crc32(entries) != entries_crc:
-        raise _bad(f"the checksum of the entries in sector {entries_at} is wrong")
+        raise ImageError(f"the checksum of the entries in sector {entries_at} is wrong")
     # What goes out says where partitions may lie, too: in front of the entries.
     return guid_text(disk), struct.pack("<QQ", first, last) + entries, entry_size, alternate
 
@@ -178,7 +178,7 @@ def _partitions(usable: bytes, entry_size: int) -> list[Partition]:
         if kind == bytes(16):
             continue
         if not lowest <= first <= last <= highest:
-            raise _bad(
+            raise ImageError(
                 f"partition {index} takes sectors {first} to {last}, but {lowest} to {highest} "
                 "are usable"
             )
@@ -188,21 +188,17 @@ def _partitions(usable: bytes, entry_size: int) -> list[Partition]:
                 index, guid_text(kind), guid_text(unique), first, last - first + 1, attributes, name
             )
         )
-    by_place = sorted(found, key=_first)
+    by_place = sorted(found, key=lambda one: one.first)
     for index, other in enumerate(by_place[1:]):
         one = by_place[index]
         if one.first + one.sectors > other.first:
-            raise _bad(f"partitions {one.number} and {other.number} overlap")
+            raise ImageError(f"partitions {one.number} and {other.number} overlap")
     seen: dict[str, int] = {}
     for one in found:
         if one.uuid in seen:
-            raise _bad(f"partitions {seen[one.uuid]} and {one.number} have the same UUID")
+            raise ImageError(f"partitions {seen[one.uuid]} and {one.number} have the same UUID")
         seen[one.uuid] = one.number
     return found
-
-
-def _first(partition: Partition) -> int:
-    return partition.first
 
 
 def parse(read: Read, size: int, sector_size: int = 512) -> Table:
@@ -215,7 +211,7 @@ def parse(read: Read, size: int, sector_size: int = 512) -> Table:
     partitions contradict each other.
     """
     if sector_size < 512 or sector_size > 65536 or sector_size & (sector_size - 1):
-        raise _bad(f"a disk cannot have sectors of {sector_size} bytes")
+        raise ImageError(f"a disk cannot have sectors of {sector_size} bytes")
     sectors = size // sector_size
     warnings: list[str] = []
     try:

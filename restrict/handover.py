@@ -29,7 +29,7 @@ from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
 from pybpf.kernel.program import Program
 from pybpf.sys import abi as bpf_abi
-from restrict.errors import HandoverError, system_error
+from restrict.errors import HandoverError, RestrictError, system_error
 from restrict.fsaccess import Policy
 from restrict.guard import GLOBALS, Globals, check_place, start_ticks
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T", bound=KernelObject)
 
-__all__ = ["VARIABLE", "adopt", "execute", "hand_over", "take_back"]
+__all__ = ["VARIABLE", "adopt", "check_successor", "execute", "hand_over", "take_back"]
 
 VARIABLE = "RESTRICT_HANDOVER"
 # Link type, attach type and program type of every link, and of the two that are no LSM programs.
@@ -118,6 +118,20 @@ def take_back(policy: Policy, record: int) -> None:
     for handle in policy.handles():
         os.set_inheritable(handle.fileno(), False)
     os.close(record)
+
+
+def check_successor(program: str) -> None:
+    """Refuse to hand descriptors to an init that is known to close them: enforcement would end, and
+    nobody would say so. Raises RestrictError.
+
+    systemd closes what no unit claims (257 and 262, both seen).
+    """
+    if os.path.basename(os.path.realpath(program)) == "systemd":
+        raise RestrictError(
+            "it closes the descriptors that keep the policy, which would end with that.",
+            program=program,
+            hint="Leave `keep` out of the configuration, or say keep = pins.",
+        )
 
 
 def execute(

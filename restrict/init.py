@@ -302,6 +302,8 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: State) -> NoRe
     step("exec")
     if settings.events:
         serve.spawn(policy)
+    if keeping.name == "exec":
+        handover.check_successor(settings.init[0])
     say(f"root switched, executing {settings.init[0]} after {time.monotonic() - started:.3f} s")
     handover.execute(settings.init, environment)
 

@@ -50,6 +50,8 @@ def first(
             hint="A segment is put before an initramfs, which brings it along.",
             program=then[0],
         )
+    if prepared.keeping.name == "exec":
+        handover.check_successor(then[0])
     policy = init.enforce(settings, prepared, say, state, started)
     state.step = "hand over"
     environment = prepared.keeping.hand_over(policy)
@@ -73,9 +75,11 @@ def open_root(path: str, say: Callable[[str], None]) -> str:
     node = init.activate(name, image)
     image.close()
     link = f"/dev/mapper/{name}"
-    if not os.path.lexists(link):
-        os.makedirs("/dev/mapper", exist_ok=True)
+    os.makedirs("/dev/mapper", exist_ok=True)
+    try:
         os.symlink("../" + node.removeprefix("/dev/"), link)
+    except FileExistsError:  # udev was first
+        pass
     say(f"signed {image.part} {image.verity.root_hash[:16]}… of {image.where} is {link}")
     return link
 

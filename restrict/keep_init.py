@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 
 from restrict import fsaccess, handover, keep, keep_keeper, keep_ownerless, keep_pins, pins
-from restrict.errors import ConfigError
+from restrict.errors import ConfigError, RestrictError
 from restrict.policy import load_plan
 
 TYPE_CHECKING = False
@@ -105,9 +105,11 @@ class Keeping:
         return handover.hand_over(policy)[0] if self.name == "exec" else {}
 
     def before_switch(self) -> None:
-        """Open what ``after_switch`` needs."""
+        """Open what ``after_switch`` needs. Raises KernelError, RestrictError."""
         if self.name == "pins" and self.guard is not None:
             self._opened = pins.open_pinned(plan=self.guard)
+            if self._opened is None:  # then nobody could take its ownership from PID 1
+                raise RestrictError("the pins policy is gone.", path=pins.FOLDER)
 
     def after_switch(self, policy: Policy, say: Callable[[str], None]) -> None:
         """Let go of a policy that needs no process, or give it to one.

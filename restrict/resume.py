@@ -102,6 +102,7 @@ def resume(
         if events:
             serve.spawn(policy)
         if way == "exec":
+            handover.check_successor(arguments[0])
             environment, record = handover.hand_over(policy)
             try:
                 handover.execute(arguments, environment)
