@@ -3,10 +3,10 @@
  * The yardstick of tools/corpus: what libbpf makes of objects, one line of JSON each, in the form
  * of the corpus' recorded results.
  *
- *   corpus_yardstick [-b BTF] [-l] [-a] OBJECT...
+ *   corpus_yardstick [-b BTF] [-l] OBJECT...
  *
- * -b: relocate for this kernel's BTF, not the running kernel's. -a: programs that are not
- * loaded by default too. -l: load each program by itself instead, and tell the errno.
+ * -b: relocate for this kernel's BTF, not the running kernel's. -l: load each program by itself
+ * instead, and tell the errno.
  * Where an object cannot be prepared as a whole each program is prepared by itself. A map that
  * the running kernel refuses is replaced by a placeholder, so that instructions can be had for
  * any object; "refused_maps" counts them.
@@ -115,12 +115,19 @@ static void size_maps(struct bpf_object *object)
 	}
 }
 
-static void only(struct bpf_object *object, const char *name)
+/* The object anew, with one of its programs to be loaded; NULL if it cannot be opened. */
+static struct bpf_object *open_for(const char *path, const char *btf, const char *name)
 {
+	struct bpf_object *object = open_object(path, btf);
 	struct bpf_program *program;
 
+	if (!object)
+		return NULL;
+	size_maps(object);
 	bpf_object__for_each_program(program, object)
 		bpf_program__set_autoload(program, !strcmp(bpf_program__name(program), name));
+	last_warning[0] = 0;
+	return object;
 }
 
 static void instructions(struct bpf_object *object, struct bpf_program *program)
@@ -200,33 +207,29 @@ static void maps(struct bpf_object *object)
 	printf("]");
 }
 
-static void one_by_one(const char *path, const char *btf, struct bpf_object *names, bool all)
+static void one_by_one(const char *path, const char *btf, struct bpf_object *names)
 {
 	struct bpf_program *wanted;
 	const char *comma = "";
 
 	printf(",\"progs\":[");
 	bpf_object__for_each_program(wanted, names) {
-		struct bpf_object *object = open_object(path, btf);
-		struct bpf_program *program;
+		const char *name = bpf_program__name(wanted);
+		struct bpf_object *object = open_for(path, btf, name);
 		int err;
 
 		if (!object)
 			continue;
-		size_maps(object);
-		only(object, bpf_program__name(wanted));
-		last_warning[0] = 0;
-		program = bpf_object__find_program_by_name(object, bpf_program__name(wanted));
 		printf("%s", comma);
 		program_head(wanted, bpf_program__autoload(wanted));
-		if (all || bpf_program__autoload(wanted)) {
+		if (bpf_program__autoload(wanted)) {
 			err = bpf_object__prepare(object);
 			printf(",\"err\":%d", err);
 			if (err) {
 				printf(",\"why\":");
 				text(last_warning);
-			} else if (program) {
-				instructions(object, program);
+			} else {
+				instructions(object, bpf_object__find_program_by_name(object, name));
 			}
 		}
 		printf("}");
@@ -236,7 +239,7 @@ static void one_by_one(const char *path, const char *btf, struct bpf_object *nam
 	printf("]");
 }
 
-static void prepare(const char *path, const char *btf, bool all)
+static void prepare(const char *path, const char *btf)
 {
 	struct bpf_object *object, *plain;
 	struct bpf_program *program;
@@ -254,8 +257,6 @@ static void prepare(const char *path, const char *btf, bool all)
 	}
 	plain = open_object(path, btf);
 	size_maps(object);
-	bpf_object__for_each_program(program, object) if (all)
-		bpf_program__set_autoload(program, true);
 	err = bpf_object__prepare(object);
 	printf("{\"object\":");
 	text(path);
@@ -263,7 +264,7 @@ static void prepare(const char *path, const char *btf, bool all)
 	text(last_warning);
 	maps(object);
 	if (err) {
-		one_by_one(path, btf, plain, all);
+		one_by_one(path, btf, plain);
 	} else {
 		printf(",\"progs\":[");
 		bpf_object__for_each_program(program, object) {
@@ -297,15 +298,13 @@ static void load(const char *path, const char *btf)
 	printf(",\"load\":[");
 	if (names)
 		bpf_object__for_each_program(wanted, names) {
-			struct bpf_object *object = open_object(path, btf);
+			struct bpf_object *object =
+				open_for(path, btf, bpf_program__name(wanted));
 			bool autoload = bpf_program__autoload(wanted);
 			int err;
 
 			if (!object)
 				continue;
-			size_maps(object);
-			only(object, bpf_program__name(wanted));
-			last_warning[0] = 0;
 			err = autoload ? bpf_object__load(object) : 0;
 			printf("%s{\"name\":", comma);
 			text(bpf_program__name(wanted));
@@ -321,14 +320,12 @@ static void load(const char *path, const char *btf)
 int main(int argc, char **argv)
 {
 	const char *btf = NULL;
-	bool all = false, loads = false;
+	bool loads = false;
 	int option, i;
 
-	while ((option = getopt(argc, argv, "b:al")) != -1) {
+	while ((option = getopt(argc, argv, "b:l")) != -1) {
 		if (option == 'b')
 			btf = optarg;
-		else if (option == 'a')
-			all = true;
 		else if (option == 'l')
 			loads = true;
 		else
@@ -351,7 +348,7 @@ int main(int argc, char **argv)
 		if (loads)
 			load(argv[i], btf);
 		else
-			prepare(argv[i], btf, all);
+			prepare(argv[i], btf);
 		fflush(stdout);
 	}
 	return 0;
