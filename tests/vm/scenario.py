@@ -127,6 +127,7 @@ class Scenario:
         append: str | Callable[[], str] = "",
         drives: Mapping[str, Drive] | None = None,
         memory: int = 1024,
+        cpus: int = 1,
         root: str = "signed",
         keyring: bool = True,
         initramfs: Callable[..., Mapping[str, bytes] | bytes] | None = None,
@@ -140,6 +141,7 @@ class Scenario:
         self.drives = dict(drives or {})
         self.disks = dict(disks or {})
         self.memory = memory
+        self.cpus = cpus
         self.root = root
         self.keyring = keyring
         self.initramfs = initramfs
