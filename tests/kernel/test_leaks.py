@@ -27,7 +27,8 @@ from pybpf.sys import abi, bpf
 from tests.kernel.helpers import fds_to_begin_with, open_fds, settle
 from tests.kernel.test_undo import Injector
 from tools.corpus_compare import TREE, find_corpus
-from tools.fuzzing.binary import mutate_elf, mutate_insns
+from tools.fuzzing.binary import mutate_insns
+from tools.fuzzing.elf import mutate_elf
 
 pytestmark = pytest.mark.kernel
 
