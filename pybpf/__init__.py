@@ -193,14 +193,16 @@ def load(
 
     try:
         try:
-            return _run.run(plan, targets=fds, token=by, log_level=log_level)
+            live = _run.run(plan, targets=fds, token=by, log_level=log_level)
         except _KernelError as error:
             # E2BIG: bpf_attr has no core_relos yet (before fbd94c7afcf9, in v5.17)
             if relocate is not None or error.errno != 7 or error.call != "BPF_PROG_LOAD":
                 raise
-        plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
-        return _run.run(plan, targets=fds, token=by, log_level=log_level)
+            plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
+            live = _run.run(plan, targets=fds, token=by, log_level=log_level)
     except _PybpfError as error:
         from pybpf.reloc.refusal import explain as _explain
 
         raise _explain(error, spec) from error.__cause__
+    live.notes[:0] = spec.notes.get("damaged", ())
+    return live

@@ -8,7 +8,6 @@ Source: include/uapi/linux/btf.h and bpf.h, Documentation/bpf/btf.rst ("The .BTF
 
 from __future__ import annotations
 
-import mmap
 import struct
 
 from pybpf.btf.consts import BTF_VERSION
@@ -18,12 +17,13 @@ from pybpf.errors import FormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator, Sequence
     from typing import NamedTuple
 else:
     from pybpf.record import NamedTuple
 
-__all__ = ["BtfExt", "CoreRecord", "FuncInfo", "LineInfo", "pack_core_relos"]
+__all__ = ["BtfExt", "CoreRecord", "FuncInfo", "LineInfo", "has_core_relos", "pack_core_relos"]
 
 
 class FuncInfo(NamedTuple):
@@ -75,10 +75,18 @@ class BtfExt(NamedTuple):
 
     @classmethod
     def parse(
-        cls, data: bytes | bytearray | memoryview | mmap.mmap, btf: Btf, *, name: str | None = None
+        cls,
+        data: bytes | bytearray | memoryview | mmap.mmap,
+        btf: Btf,
+        *,
+        lost: list[str] | None = None,
     ) -> BtfExt:
-        """Read a .BTF.ext section; ``btf`` is the .BTF beside it. Raises FormatError."""
-        label = f"{name or btf.label} (.BTF.ext)"
+        """Read a .BTF.ext section; ``btf`` is the .BTF beside it. Raises FormatError.
+
+        lost: where it is given, func_info or line_info that is damaged is left out, which a
+        sentence there tells.
+        """
+        label = f"{btf.label.removesuffix(' (.BTF)')} (.BTF.ext)"
         blob = bytes(data)
         byteorder = magic_byteorder(blob, label)
         if byteorder != btf.byteorder:
@@ -99,9 +107,9 @@ class BtfExt(NamedTuple):
         # BTF.ext before CO-RE (LLVM 8) has no core_relo fields.
         ranges += struct.unpack_from(order + "2I", blob, 24) if hdr_len >= 32 else (0, 0)
         reader = _Reader(blob, hdr_len, order, btf, label)
-        func_info = reader.read("func_info", ranges[0], ranges[1], 2)
-        line_info = reader.read("line_info", ranges[2], ranges[3], 4)
         core = reader.read("core_relo", ranges[4], ranges[5], 4)
+        func_info = reader.read("func_info", ranges[0], ranges[1], 2, lost)
+        line_info = reader.read("line_info", ranges[2], ranges[3], 4, lost)
         return cls(
             byteorder,
             {s: list(map(FuncInfo._make, rows)) for s, rows in func_info.items()},
@@ -121,9 +129,21 @@ class _Reader:
         self.label = label
 
     def read(
+        self, what: str, offset: int, length: int, words: int, lost: list[str] | None = None
+    ) -> dict[str, list[tuple[int, ...]]]:
+        """Records of ``words`` 32-bit words each, by section name; nothing of a part that is
+        damaged where ``lost`` takes the reason."""
+        try:
+            return self._read(what, offset, length, words)
+        except FormatError as error:
+            if lost is None:
+                raise
+            lost.append(f"damaged and left out: {error}.")
+            return {}
+
+    def _read(
         self, what: str, offset: int, length: int, words: int
     ) -> dict[str, list[tuple[int, ...]]]:
-        """Records of ``words`` 32-bit words each, by section name."""
         found: dict[str, list[tuple[int, ...]]] = {}
         if not length:
             return found
@@ -163,6 +183,16 @@ class _Reader:
 
     def _records(self, record: struct.Struct, at: int, count: int) -> Iterator[tuple[int, ...]]:
         yield from record.iter_unpack(memoryview(self.blob)[at : at + count * record.size])
+
+
+def has_core_relos(data: bytes) -> bool:
+    """Whether a .BTF.ext section has CO-RE relocations, or is too damaged to tell."""
+    try:
+        order = "<" if magic_byteorder(data, "") == "little" else ">"
+        hdr_len, core_len = struct.unpack_from(order + "4xI20xI", data)
+    except (FormatError, struct.error):
+        return True
+    return bool(hdr_len >= 32 and core_len)
 
 
 def pack_core_relos(records: Sequence[tuple[int, int, int, int]], byteorder: str) -> bytes:

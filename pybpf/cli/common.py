@@ -63,13 +63,17 @@ def error_text(error: PybpfError | OSError) -> str:
 
 
 def read_object(path: str) -> ObjectSpec:
-    """The object at ``path``. Raises FormatError, also where the file cannot be read."""
+    """The object at ``path``; what is damaged and left out goes to standard error. Raises
+    FormatError, also where the file cannot be read."""
     from pybpf.elf.reader import read
 
     try:
-        return read(path)
+        spec = read(path)
     except OSError as exc:
         raise FormatError(f"cannot be read: {exc.strerror}.", object=path) from exc
+    for damage in spec.notes["damaged"]:
+        print(f"pybpf: {path}: {damage}", file=sys.stderr)
+    return spec
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

@@ -224,6 +224,7 @@ def _object(spec: ObjectSpec) -> dict[str, Any]:
             {"name": e.name, "kind": e.kind, "weak": e.weak} for e in spec.externs.values()
         ],
         "unused_sections": list(spec.notes.get("unused_sections", ())),
+        "damaged": list(spec.notes.get("damaged", ())),
     }
 
 

@@ -134,7 +134,7 @@ def verify(
     """
     for name in only or ():
         spec = spec.with_program(name, autoload=True)
-    notes: list[str] = []
+    notes = list(spec.notes.get("damaged", ()))
     spec = unpinned(sized(spec, notes))
     names = [p.name for p in spec.programs.values() if p.autoload and (not only or p.name in only)]
     shared: Object | None = None

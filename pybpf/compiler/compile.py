@@ -275,7 +275,8 @@ class _Compiled:
     def _btf_optional(self) -> bool:
         """Where the kernel has nothing to relocate BTF makes things legible, no more; only the
         programs and maps of struct_ops need it (libbpf's rule)."""
-        return self.in_python and not self.struct_ops.maps
+        relocates = not self.in_python and any(f.core for f in self.spec.functions)
+        return not relocates and not self.struct_ops.maps
 
     def _loaded(self) -> list[str]:
         return [p.name for p in self.spec.programs.values() if p.autoload]

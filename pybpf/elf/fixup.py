@@ -94,7 +94,8 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
         section = image.by_name.get(found.name)
         if section is None or section.size == 0:
             raise image.error(
-                f"BTF describes variables in section {found.name!r}, which the ELF does not have."
+                f"it describes variables in section {found.name!r}, which the ELF does not have.",
+                btf=btf.label,
             )
         # Static linkers of BPF objects have already placed the variables.
         placed = found.size_or_type != 0
@@ -103,14 +104,16 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
             var = btf.type(entry.type)
             if var.kind != KIND_VAR:
                 raise image.error(
-                    f"type [{entry.type}] in DATASEC {found.name!r} is a {var.kind_name}, no VAR."
+                    f"type [{entry.type}] in DATASEC {found.name!r} is a {var.kind_name}, no VAR.",
+                    btf=btf.label,
                 )
             offset = entry.offset
             if var.linkage != LINKAGE_STATIC:
                 symbol = globals_.get(var.name)
                 if symbol is None:
                     raise image.error(
-                        f"BTF describes variable {var.name!r}, which has no symbol.",
+                        f"it describes variable {var.name!r}, which has no symbol.",
+                        btf=btf.label,
                         section=found.name,
                     )
                 if not placed:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import struct
 
-from pybpf.btf.ext import BtfExt
+from pybpf.btf.ext import BtfExt, has_core_relos
 from pybpf.btf.model import Btf
 from pybpf.elf import fixup
 from pybpf.elf.btf_maps import MAPS, MapDefinition, read_maps
@@ -42,6 +42,10 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
     source: a path or the bytes; name: the object's name where there is no path to take it
     from. No system call but reading the file. Raises FormatError if the input is malformed,
     OSError if it cannot be read.
+
+    Damaged BTF is left out where nothing but legibility depends on it: func_info and line_info
+    always, all of it in an object without maps, struct_ops, externs and CO-RE relocations that
+    need it. ``notes["damaged"]`` of the spec then says what is lost.
     """
     path: str | None = None
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -60,7 +64,49 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
 
 def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
     image = ElfImage(data, name=label)
-    btf, ext = _read_btf(image)
+    lost: list[str] = []
+    try:
+        btf, ext = _read_btf(image, lost)
+        return _spec(image, btf, ext, stem, path, lost)
+    except FormatError as exc:
+        if "btf" not in exc.where:
+            raise
+        exc.message = exc.message.rstrip(".") + "."
+        why = _btf_needed(image)
+        if why is not None:
+            exc.hint = exc.hint or f"It cannot be left out: {why}."
+            raise
+        damage = exc
+    try:
+        return _spec(image, None, None, stem, path, [f"damaged and left out: {damage}"])
+    except FormatError:
+        raise damage from None
+
+
+def _btf_needed(image: ElfImage) -> str | None:
+    """What of an object needs its BTF; None where that only makes it legible."""
+    maps = image.by_name.get(MAPS)
+    if maps is not None and maps.size:
+        return "it defines the maps"
+    if any(map(is_struct_ops, image.sections)):
+        return "it describes the struct_ops"
+    if any(symbol.undefined for symbol in image.symbols):
+        return "it describes the externs"
+    ext = image.by_name.get(".BTF.ext")
+    # libbpf drops them with the BTF, and programs then read where their fields once were.
+    if ext is not None and ext.size and has_core_relos(image.data(ext)):
+        return "the CO-RE relocations refer to it"
+    return None
+
+
+def _spec(
+    image: ElfImage,
+    btf: Btf | None,
+    ext: BtfExt | None,
+    stem: str,
+    path: str | None,
+    lost: list[str],
+) -> ObjectSpec:
     if btf is not None:
         btf = fixup.complete(image, btf)
     externs, btf = read_externs(image, btf)
@@ -117,20 +163,24 @@ def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
         externs=externs,
         btf=btf,
         path=path,
-        notes=_notes(image),
+        notes=_notes(image, lost),
         jump_tables=jump_tables,
     )
 
 
-def _read_btf(image: ElfImage) -> tuple[Btf | None, BtfExt | None]:
-    section = image.by_name.get(".BTF")
+def _read_btf(image: ElfImage, lost: list[str]) -> tuple[Btf | None, BtfExt | None]:
+    section, extra = image.by_name.get(".BTF"), image.by_name.get(".BTF.ext")
+    ext = image.data(extra) if extra is not None else b""
     if section is None or section.size == 0:
+        if ext and has_core_relos(ext):
+            raise image.error(
+                "it has CO-RE relocations but no BTF, to which they refer.",
+                section=".BTF.ext",
+                hint="Strip with llvm-strip -g, which keeps BTF.",
+            )
         return None, None
     btf = Btf.parse(image.data(section), name=f"{image.name} (.BTF)", byteorder=image.byteorder)
-    extra = image.by_name.get(".BTF.ext")
-    if extra is None or extra.size == 0:
-        return btf, None
-    return btf, BtfExt.parse(image.data(extra), btf)
+    return btf, BtfExt.parse(ext, btf, lost=lost) if ext else None
 
 
 def _license(image: ElfImage) -> str:
@@ -217,8 +267,9 @@ def _definition_at(definitions: list[MapDefinition], offset: int) -> MapDefiniti
 _KNOWN = ("license", "version", LEGACY, MAPS, ARENA_SECTION, JUMP_TABLES)
 
 
-def _notes(image: ElfImage) -> dict[str, object]:
-    """For ``inspect``: a row for each section, and the names of those that were not used."""
+def _notes(image: ElfImage, lost: list[str]) -> dict[str, object]:
+    """What else there is to say: a row for each section, names of those that were not used, and
+    what was damaged and left out."""
 
     def unused(section: Section) -> bool:
         name = section.name
@@ -248,4 +299,5 @@ def _notes(image: ElfImage) -> dict[str, object]:
     return {
         "sections": rows,
         "unused_sections": tuple(s.name for s in image.sections[1:] if s.number in left),
+        "damaged": tuple(lost),
     }

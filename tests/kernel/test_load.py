@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import pybpf
+from pybpf.btf.consts import KIND_INT
+from pybpf.btf.model import Btf
 from pybpf.cli import main
 from pybpf.compiler import Target, compile, compile_alternatives
 from pybpf.elf import read
@@ -22,6 +25,7 @@ from pybpf.plan.frozen import from_bytes, to_bytes
 from pybpf.plan.run import run
 from tests.kernel.helpers import fds_to_begin_with, live_names, open_fds, settle
 from tests.kernel.relocations import compare
+from tests.unit.test_elf_damaged import changed, magic
 from tools.corpus_compare import compare as compare_corpus
 from tools.corpus_compare import find_corpus, host_matches
 
@@ -248,3 +252,29 @@ def test_struct_ops_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert settle(lambda: not {"pybpf_test", "pybpf_spare"} & _congestion_controls())
     assert main(["verify", str(OBJECTS / "struct_ops.bpf.o")]) == 0
     assert capsys.readouterr().out.count("loaded") == 3
+
+
+def test_what_was_damaged_is_told(tmp_path: Path) -> None:
+    """BTF that only makes things legible is left out, and what is loaded says so."""
+    path = tmp_path / "many.bpf.o"
+    path.write_bytes(changed(OBJECTS / "many.bpf.o", ".BTF", magic))
+    with pybpf.load(path) as live:
+        (note,) = live.notes
+        assert "damaged and left out" in note
+        assert len(live.programs) == len(read(OBJECTS / "many.bpf.o").programs)
+
+
+def test_btf_that_the_kernel_refuses(tmp_path: Path) -> None:
+    """Without relocations it is no more than an ornament, whoever would relocate."""
+
+    def wide(data: bytearray) -> None:
+        """An int of 4 bytes with 200 bits."""
+        btf = Btf.parse(bytes(data))
+        integer = btf.type(btf.find("int", KIND_INT)[0])
+        struct.pack_into("=I", data, btf.header.type_range[0] + 4 * integer.pos + 12, 200)
+
+    path = tmp_path / "many.bpf.o"
+    path.write_bytes(changed(OBJECTS / "many.bpf.o", ".BTF", wide))
+    for relocate in ("kernel", "python"):
+        with pybpf.load(path, relocate=relocate) as live:
+            assert any("BTF" in note for note in live.notes), live.notes
