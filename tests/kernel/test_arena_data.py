@@ -13,6 +13,7 @@ from pybpf.errors import RelocationError
 from pybpf.kernel import features
 from pybpf.kernel.arena import Arena
 from pybpf.spec import ObjectSpec
+from tests.kernel.lacks import need
 
 pytestmark = pytest.mark.kernel
 
@@ -21,8 +22,7 @@ OBJECT = Path(__file__).parents[1] / "objects" / "arena.bpf.o"
 
 @pytest.fixture
 def spec() -> ObjectSpec:
-    if not features.map_type(33):
-        pytest.skip(features.requires_map_type(33))
+    need("arenas")
     return pybpf.read(OBJECT)
 
 

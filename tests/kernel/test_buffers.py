@@ -20,8 +20,8 @@ from pybpf.kernel.ringbuf import RingBuffer
 from pybpf.kernel.user_ringbuf import UserRingBuffer
 from pybpf.plan.live import Object
 from pybpf.plan.run import run
+from tests.kernel.attaching import getpriority, read_spec
 from tests.kernel.helpers import HASH
-from tests.kernel.test_attach import getpriority, read_spec
 from tests.kernel.test_ringbuf import output, send, the_plan
 
 pytestmark = pytest.mark.kernel

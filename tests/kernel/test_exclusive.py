@@ -9,12 +9,13 @@ import pytest
 
 import pybpf
 from pybpf.asm import Instruction, encode
-from pybpf.errors import CompileError, KernelError, VerifierError
+from pybpf.errors import CompileError, VerifierError
 from pybpf.plan import ops
 from pybpf.plan.explain import to_text
 from pybpf.plan.frozen import from_bytes, to_bytes
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, ProgramSpec, Ref
 from pybpf.sys import abi
+from tests.kernel.lacks import need
 
 pytestmark = pytest.mark.kernel
 
@@ -44,13 +45,8 @@ def spec(*, stranger: bool) -> ObjectSpec:
 
 @pytest.mark.parametrize("relocate", ["python", "kernel"])
 def test_the_owner_alone_loads(relocate: str, prefix: str) -> None:
-    try:
-        obj = pybpf.load(spec(stranger=False), relocate=relocate)
-    except KernelError as error:
-        if error.errno not in (7, 22):
-            raise
-        pytest.skip("no exclusive maps here")
-    with obj:
+    need("exclusive maps")
+    with pybpf.load(spec(stranger=False), relocate=relocate) as obj:
         assert obj.programs["owner"].test_run(data=bytes(64)).retval == 42
     with pytest.raises(VerifierError, match="excl_prog_hash") as caught:
         pybpf.load(spec(stranger=True), relocate=relocate)

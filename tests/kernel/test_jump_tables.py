@@ -9,8 +9,7 @@ import pytest
 
 import pybpf
 from pybpf.errors import KernelError
-from pybpf.kernel import features
-from pybpf.sys import abi
+from tests.kernel.lacks import enumerator, need
 from tests.unit.jump_table_object import build
 
 pytestmark = pytest.mark.kernel
@@ -19,10 +18,10 @@ pytestmark = pytest.mark.kernel
 @pytest.mark.parametrize("relocate", ["kernel", "python"])
 def test_jumps_lead_where_the_table_says(relocate: str, prefix: str) -> None:
     spec = pybpf.read(build()).with_program("through", autoload=True)
-    if not features.map_type(abi.BPF_MAP_TYPE_INSN_ARRAY):
+    if enumerator("bpf_map_type", "BPF_MAP_TYPE_INSN_ARRAY") is not None:
         with pytest.raises(KernelError, match=r"no map type insn_array \(requires >= v6.19\)"):
             pybpf.load(spec, relocate=relocate)
-        pytest.skip("no insn_array here")
+        need("insn_array")
     with pybpf.load(spec, relocate=relocate) as obj:
         for name in ("direct", "through"):
             results = [

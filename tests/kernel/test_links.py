@@ -31,6 +31,7 @@ from tests.kernel.helpers import (
     returns,
     settle,
 )
+from tests.kernel.lacks import need
 
 pytestmark = pytest.mark.kernel
 
@@ -116,13 +117,9 @@ def test_an_unknown_raw_tracepoint(prefix: str) -> None:
 def test_perf_events(how: str, target: str, kind: int, prefix: str) -> None:
     the_plan = counting(prefix, ops.LinkCreate(dst=2, name="probe", prog=1, how=how, target=target),
                         type=kind)  # fmt: skip
+    need(how)
     with run(the_plan) as obj:
-        try:
-            obj.attach()
-        except KernelError as error:
-            if error.errno in (1, 2, 13, 95):
-                pytest.skip(f"no {how} on this machine: {error}")
-            raise
+        obj.attach()
         with open("/dev/null"):
             os.getpriority(os.PRIO_PROCESS, 0)
         assert runs(obj, prefix) > 0
@@ -136,10 +133,8 @@ def test_a_software_perf_event(prefix: str) -> None:
         # CPU clock (config 0) of this process, every 100 microseconds
         {"type": abi.PERF_TYPE_SOFTWARE, "size": 112, "sample_period": 100_000},
     )
-    try:
-        event = syscalls.perf_event_open(attr, 0, -1)
-    except KernelError as error:
-        pytest.skip(f"no perf events on this machine: {error}")
+    need("perf events")
+    event = syscalls.perf_event_open(attr, 0, -1)
     the_plan = counting(
         prefix,
         ops.LinkCreate(dst=2, name="clock", prog=1, how="perf_event", target=event,
@@ -199,12 +194,7 @@ def test_an_interface(prefix: str) -> None:
         ),
     )  # fmt: skip
     with run(the_plan) as obj:
-        try:
-            obj.attach()
-        except KernelError as error:
-            if error.errno in (95, 16):
-                pytest.skip(f"no XDP on lo: {error}")
-            raise
+        obj.attach()
         assert obj.links["x"].info()["ifindex"] == 1
 
 

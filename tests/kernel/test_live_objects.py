@@ -14,7 +14,7 @@ from pybpf import kernel
 from pybpf.asm import Instruction, encode
 from pybpf.btf.model import Btf
 from pybpf.btf.write import BtfWriter
-from pybpf.errors import KernelError, PybpfError, UsageError
+from pybpf.errors import KernelError, UsageError
 from pybpf.kernel.arena import Arena
 from pybpf.kernel.map import Map, create
 from pybpf.kernel.program import XDP_MD, Program
@@ -24,6 +24,7 @@ from pybpf.plan.run import run
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, ProgramSpec
 from pybpf.sys import abi, bpf, syscalls
 from tests.kernel.helpers import ARRAY, HASH, plan, prog, returns
+from tests.kernel.lacks import need
 
 pytestmark = pytest.mark.kernel
 
@@ -191,13 +192,8 @@ def test_everything_by_id(prefix: str) -> None:
 
 
 def test_an_arena(prefix: str) -> None:
-    try:
-        obj = load("make_list", "sum_list")
-    except PybpfError as error:
-        if getattr(error, "errno", 0) not in (22, 524):
-            raise
-        pytest.skip(f"no arenas here: {error}")
-    with obj:
+    need("arenas")
+    with load("make_list", "sum_list") as obj:
         address, size = obj.arenas["arena"]
         assert size == 4 * 4096
         with Arena(obj.maps["arena"], address) as arena:
@@ -224,10 +220,8 @@ def test_an_arena(prefix: str) -> None:
 def test_an_arena_at_an_address_of_ours(prefix: str) -> None:
     where = 1 << 44
     kind, flags = abi.BPF_MAP_TYPE_ARENA, abi.BPF_F_MMAPABLE
-    try:
-        made = create(kind, 0, 0, 2, name=f"{prefix}_a", flags=flags, extra=where)
-    except KernelError as error:
-        pytest.skip(f"no arenas here: {error}")
+    need("arenas")
+    made = create(kind, 0, 0, 2, name=f"{prefix}_a", flags=flags, extra=where)
     with made as m, Arena(m) as arena:
         assert arena.address == where
         arena.view[4096] = 7

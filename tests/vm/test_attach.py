@@ -17,7 +17,7 @@ attaching = Scenario("attach")
 # Test names that the kernel cannot pass: sessions of fentry came with 7.0, uprobe sessions with
 # 6.13, tracing of many functions with 7.1, instruction arrays with 6.19.
 ABSENT = {
-    "6.12": ("fsession", "uprobe_session", "fentry_multi", "fexit_multi", "fsession.multi",
+    "6.12": ("fsession", "uprobe_session", "fentry_multi", "fexit_multi", "fsession_multi",
              "insn_array", "exclusive maps"),
 }  # fmt: skip
 
@@ -47,6 +47,16 @@ def run_module(guest: Guest, name: str, lacking: tuple[str, ...] = ()) -> None:
 @attaching.case(timeout=400.0)
 def every_way_shows_its_effect(guest: Guest) -> None:
     run_module(guest, "test_attach", ABSENT.get(guest.lane, ()))
+
+
+@attaching.case(timeout=300.0)
+def probes_and_tracing(guest: Guest) -> None:
+    run_module(guest, "test_attach_tracing", ABSENT.get(guest.lane, ()))
+
+
+@attaching.case(timeout=300.0)
+def networks_and_cgroups(guest: Guest) -> None:
+    run_module(guest, "test_attach_network", ABSENT.get(guest.lane, ()))
 
 
 @attaching.case(timeout=100.0)
