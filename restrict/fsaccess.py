@@ -20,8 +20,7 @@ from restrict import abi
 from restrict.errors import RestrictError
 from restrict.guard import Globals, offsets_of, ticks_of
 from restrict.mounts import in_initramfs
-from restrict.policy import attach_sysctl, load_plan, pin_status, trusted_folder
-from restrict.policy import default_plan as _default_plan
+from restrict.policy import attach_sysctl, load_plan, pin_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,25 +36,14 @@ __all__ = [
     "Policy",
     "enable",
     "attach_links",
-    "default_plan",
     "initramfs_device",
     "load_plan",
-    "trusted_folder",
 ]
 
 PIN = "/sys/fs/bpf/restrict/fsaccess"
 STATUS = "fsaccess_status"
 SYSCTL = "fsaccess_sysctl"
 _LINKS_LEAST = 8  # a plan with fewer attached programs is not this policy
-
-
-def default_plan() -> str:
-    """``policy.default_plan`` of this policy."""
-    return _default_plan("fsaccess")
-
-
-def _pin_status(obj: Object, path: str) -> Link:
-    return pin_status(obj, STATUS, path)
 
 
 def initramfs_device() -> int:

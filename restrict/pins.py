@@ -26,8 +26,7 @@ from restrict.abi import PINS_FILESYSTEM, PINS_KINDS, kernel_dev
 from restrict.errors import KernelError, RestrictError, system_error
 from restrict.guard import COMMON, Globals, offsets_of, ticks_of
 from restrict.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, mounts, unmount
-from restrict.policy import attach_sysctl, load_plan, pin_name, trusted_folder
-from restrict.policy import default_plan as _default_plan
+from restrict.policy import attach_sysctl, default_plan, load_plan, pin_name, trusted_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from pybpf.plan.ops import Plan
 
 __all__ = [
-    "FOLDER", "LABEL", "MOST_FILESYSTEMS", "Pins", "default_plan", "filesystem", "install",
+    "FOLDER", "LABEL", "MOST_FILESYSTEMS", "Pins", "filesystem", "install",
     "load_plan", "open_pinned",
 ]  # fmt: skip
 
@@ -50,11 +49,6 @@ _GUARD, STATUS_PIN = "guard", "pins"
 _KEPT_BY_PINS = 2  # enum policy_keep
 _MAPS = ("pins_ids", "counters", "events", ".bss")
 _GLOBALS = {**COMMON, "learn": 4, "strict": 4}
-
-
-def default_plan() -> str:
-    """``policy.default_plan`` of this policy."""
-    return _default_plan("pins")
 
 
 def _pin(name: str) -> str:
@@ -455,7 +449,7 @@ def open_pinned(path: str = FOLDER, plan: Plan | None = None) -> Pins | None:
     if not os.path.isdir(f"{path}/{_GUARD}"):
         return None
     if plan is None:
-        plan = load_plan(default_plan())
+        plan = load_plan(default_plan("pins"))
     places = offsets_of(plan.variables, _GLOBALS)
     found: dict[str, Map] = {}
     try:

@@ -9,6 +9,7 @@ from restrict import pins, pins_status
 from restrict.abi import PINS_KINDS
 from restrict.commands import Turn, group, opened, print_json, watch
 from restrict.policy import default_plan
+from restrict.upgrade_cli import add_upgrade
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -197,6 +198,4 @@ def add_parser(commands: Any) -> None:
     add("disown", "the owner gives its rights up, until the machine is started again", _disown)
     add("watch", "print events and offer them to `restrict events`, until a signal", _watch)
     add("uninstall", "disarm and take away", _uninstall)
-    from restrict.keep_cli import add_upgrade
-
     add_upgrade(add)

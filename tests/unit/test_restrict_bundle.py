@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pybpf.plan.frozen import from_bytes
-from restrict import abi, bundle, fsaccess, guard
+from restrict import abi, bundle, fsaccess, guard, policy
 from restrict.errors import ConfigError
 
 PLAN = Path(__file__).resolve().parents[2] / "bpf/objects/fsaccess.plan"
@@ -28,7 +28,7 @@ def test_the_ownerless_plan_is_what_the_command_makes(tmp_path: Path) -> None:
 
 
 def test_it_is_the_default() -> None:
-    assert Path(fsaccess.default_plan()) == PLAN
+    assert Path(policy.default_plan("fsaccess")) == PLAN
 
 
 def test_it_has_what_restrict_needs() -> None:

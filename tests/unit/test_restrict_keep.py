@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pybpf.errors import PybpfError
-from restrict import config, keep, keep_cli, keep_init, keep_pins, status
+from restrict import config, enable_cli, keep, keep_init, keep_pins, status
 from restrict.errors import ConfigError, RestrictError
 from restrict.guard import is_alive, start_ticks
 from restrict.keep import METHODS, State, by_number, method
@@ -103,14 +103,14 @@ def _arguments(**given: object) -> argparse.Namespace:
 
 
 def test_the_way_that_enable_takes() -> None:
-    assert keep_cli.chosen(_arguments()) == "pins"
-    assert keep_cli.chosen(_arguments(audit=True)) == "process"
-    assert keep_cli.chosen(_arguments(audit=True, keep="pins")) == "pins"
-    assert keep_cli.chosen(_arguments(foreground=True)) == "process"
-    assert keep_cli.chosen(_arguments(keep="process", events=True)) == "process"
-    assert keep_cli.chosen(_arguments(keep="pins")) == "pins"
+    assert enable_cli.chosen(_arguments()) == "pins"
+    assert enable_cli.chosen(_arguments(audit=True)) == "process"
+    assert enable_cli.chosen(_arguments(audit=True, keep="pins")) == "pins"
+    assert enable_cli.chosen(_arguments(foreground=True)) == "process"
+    assert enable_cli.chosen(_arguments(keep="process", events=True)) == "process"
+    assert enable_cli.chosen(_arguments(keep="pins")) == "pins"
     with pytest.raises(RestrictError, match="--no-status needs a process that stays"):
-        keep_cli.chosen(_arguments(keep="pins", no_status=True))
+        enable_cli.chosen(_arguments(keep="pins", no_status=True))
 
 
 @pytest.mark.parametrize(

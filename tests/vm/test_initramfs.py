@@ -24,9 +24,10 @@ whole = Scenario("whole", initramfs=standalone)
 
 @whole.setup
 def take_over(guest: Guest) -> None:
-    from restrict import fsaccess, handover
+    from restrict import handover
+    from restrict.policy import default_plan, load_plan
 
-    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(fsaccess.default_plan()))
+    guest.state["policy"] = handover.adopt(plan=load_plan(default_plan("fsaccess")))
 
 
 @whole.case()
@@ -66,9 +67,10 @@ segment = Scenario(
 
 @segment.setup
 def take_over_again(guest: Guest) -> None:
-    from restrict import fsaccess, handover
+    from restrict import handover
+    from restrict.policy import default_plan, load_plan
 
-    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(fsaccess.default_plan()))
+    guest.state["policy"] = handover.adopt(plan=load_plan(default_plan("fsaccess")))
 
 
 def _said(name: str) -> str:

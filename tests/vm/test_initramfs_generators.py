@@ -21,9 +21,10 @@ _APPEND = (
 
 
 def _take_over(guest: Guest) -> None:
-    from restrict import fsaccess, handover
+    from restrict import handover
+    from restrict.policy import default_plan, load_plan
 
-    guest.state["policy"] = handover.adopt(plan=fsaccess.load_plan(fsaccess.default_plan()))
+    guest.state["policy"] = handover.adopt(plan=load_plan(default_plan("fsaccess")))
 
 
 def booted_to_the_signed_root(guest: Guest) -> None:

@@ -16,6 +16,7 @@ import sys
 
 from pybpf.errors import KernelError
 from restrict import mounts
+from restrict.policy import default_plan
 from tests.vm import probes, probes_bpf
 from tests.vm.attempts import CONTENT, EXITS
 from tests.vm.outcome import ALLOWED, refused
@@ -134,7 +135,7 @@ def killed_before_its_status_is_shown(guest: Guest) -> None:
     """Armed and pinned is in force, and root's `restrict status` finds it."""
     from restrict import fsaccess, keep_pins, lockout
 
-    plan = fsaccess.load_plan(fsaccess.default_plan())
+    plan = fsaccess.load_plan(default_plan("fsaccess"))
     pid = os.fork()
     if pid == 0:
         keep_pins.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -160,7 +161,7 @@ def killed_before_it_is_armed(guest: Guest) -> None:
     """What is pinned is inert, is no hindrance, and is cleaned up by the next."""
     from restrict import fsaccess, keep_pins, lockout
 
-    plan = fsaccess.load_plan(fsaccess.default_plan())
+    plan = fsaccess.load_plan(default_plan("fsaccess"))
 
     def step(name: str) -> None:
         if name == "arm":
