@@ -201,7 +201,7 @@ def load(
             plan = _compile(spec, relocate="python", pin_root=pin_root, export=export)
             live = _run.run(plan, targets=fds, token=by, log_level=log_level)
     except _PybpfError as error:
-        from pybpf.reloc.refusal import explain as _explain
+        from pybpf.compiler.refusal import explain as _explain
 
         raise _explain(error, spec) from error.__cause__
     live.notes[:0] = spec.notes.get("damaged", ())

@@ -195,7 +195,7 @@ def _verify_one(
             entry["insns"] = live.programs[name].info()["xlated_prog_len"] // 8
             entry["log"] = "\n".join(live.logs.values())
     except PybpfError as exc:
-        from pybpf.reloc.refusal import explain
+        from pybpf.compiler.refusal import explain
 
         _refused(entry, explain(exc, spec))
     entry.update(_statistics(entry["log"]))

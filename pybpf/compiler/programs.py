@@ -174,7 +174,7 @@ class ProgramCompiler:
         if self.target is not None:
             found = self.target.types().find(name, kind, module)
             if found is None:
-                from pybpf.reloc.refusal import did_you_mean
+                from pybpf.reloc.near import did_you_mean
 
                 where = f"BTF of module {module}" if module else "BTF of the kernel or its modules"
                 raise RelocationError(

@@ -176,7 +176,7 @@ def check_externs(
                 resolved(extern)
         for extern in spec.externs.values():
             if not extern.weak and is_typeless(spec, extern) and target.lacks(extern.name):
-                from pybpf.reloc.refusal import nearest_addresses
+                from pybpf.reloc.near import nearest_addresses
 
                 near = " or ".join(nearest_addresses(extern.name))
                 raise RelocationError(

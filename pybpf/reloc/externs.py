@@ -147,7 +147,7 @@ def _suggestion(name: str, kind: int, kernel: KernelTypes) -> str:
     if kernel.suggestions <= 0:
         return ""
     kernel.suggestions -= 1
-    from pybpf.reloc.refusal import did_you_mean
+    from pybpf.reloc.near import did_you_mean
 
     return did_you_mean(name, kind, kernel.vmlinux)
 

@@ -12,9 +12,10 @@ from pybpf.asm import Instruction, encode
 from pybpf.btf.consts import KIND_FUNC
 from pybpf.btf.model import Btf
 from pybpf.btf.write import BtfWriter
+from pybpf.compiler.refusal import explain
 from pybpf.compiler.target import Target
 from pybpf.errors import PybpfError, SymbolNotFoundError, VerifierError
-from pybpf.reloc.refusal import explain, nearest_symbols
+from pybpf.reloc.near import nearest_symbols
 from pybpf.spec import CoreRelo, ExternSpec, FunctionSpec, MapSpec, ObjectSpec, ProgramSpec, Ref
 
 pytestmark = [

@@ -8,15 +8,16 @@ was refused, and kernel symbols with a name like the one that is missing.
 
 from __future__ import annotations
 
-import difflib
-from weakref import WeakKeyDictionary
-
 from pybpf.btf.consts import KIND_NAMES
-from pybpf.btf.model import Btf
-from pybpf.errors import FormatError, PybpfError, SymbolNotFoundError, VerifierError
+from pybpf.compiler.needs import helper_since
+from pybpf.compiler.programs import attach_symbol
+from pybpf.compiler.target import user_of_extern
+from pybpf.errors import PybpfError, SymbolNotFoundError, VerifierError
 from pybpf.reloc.core import CoreTarget
 from pybpf.reloc.core_explain import explain_refusal
-from pybpf.reloc.externs import POISON_KFUNC, POISON_MAP
+from pybpf.reloc.externs import POISON_KFUNC, POISON_MAP, kernel_symbol
+from pybpf.reloc.near import nearest_addresses, nearest_symbols
+from pybpf.sys.abi_helpers import HELPER_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
 
     from pybpf.spec import ObjectSpec, ProgramSpec
 
-__all__ = ["did_you_mean", "explain", "nearest_addresses", "nearest_symbols"]
-
-# Parts of kernel names that are put before the name a programmer writes.
-_PREFIXES = ("bpf_lsm_", "btf_trace_", "bpf_iter_", "bpf_struct_ops_")
-_MAX_COMPARED = 500  # difflib takes some 20 us a name
-_MAX_FOUND = 4000  # places where a word of the name stands in the kernel's strings
-_WORDS = 6
-_KEPT = 256  # answers
+__all__ = ["explain"]
 
 
 def explain(error: PybpfError, spec: ObjectSpec, target: CoreTarget | None = None) -> PybpfError:
@@ -68,10 +62,6 @@ def _parts(missing: str) -> tuple[str, str]:
 
 def _user(spec: ObjectSpec, missing: str) -> ProgramSpec | None:
     """The first program that asked for a kernel symbol: as what it attaches to, or by an extern."""
-    from pybpf.compiler.programs import attach_symbol
-    from pybpf.compiler.target import user_of_extern
-    from pybpf.reloc.externs import kernel_symbol
-
     kind, name = _parts(missing)
     if kind:
         for program in spec.programs.values():
@@ -100,11 +90,7 @@ def _unknown_call(log: str, spec: ObjectSpec) -> str | None:
     maps = list(spec.maps)
     if POISON_MAP <= number < POISON_MAP + len(maps):
         return f"The call marks a use of map {maps[number - POISON_MAP]!r}, which is not created."
-    from pybpf.sys.abi_helpers import HELPER_NAMES
-
     if number < len(HELPER_NAMES):
-        from pybpf.compiler.needs import helper_since
-
         return (
             f"Helper {number} is bpf_{HELPER_NAMES[number]} (requires >= v{helper_since(number)}): "
             "this kernel is older, or was built without it."
@@ -129,81 +115,3 @@ def _like(names: Collection[str]) -> str | None:
     if len(told) == 1:
         return f"Did you mean {told[0][1]}?"
     return f"Did you mean {', '.join(f'{n} for {m}' for m, n in told)}?" if told else None
-
-
-def nearest_addresses(name: str, count: int = 3) -> list[str]:
-    """Symbols in /proc/kallsyms that look like ``name``, nearest first."""
-    from pybpf.kernel.kallsyms import symbols
-
-    # Those that begin or end as the name does, and are about as long.
-    found = {
-        text
-        for _, text in symbols()
-        if abs(len(text) - len(name)) <= 3 and (text[:4] == name[:4] or text[-4:] == name[-4:])
-    }
-    return difflib.get_close_matches(name, sorted(found)[:_MAX_FOUND], count, cutoff=0.75)
-
-
-def did_you_mean(name: str, kind: int, btf: Btf) -> str:
-    """ " (did you mean …?)" to end a sentence with, or nothing."""
-    near = nearest_symbols(name, kind, btf)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def nearest_symbols(name: str, kind: int, btf: Btf | None = None, count: int = 3) -> list[str]:
-    """Names of ``kind`` in kernel BTF that look like ``name``, nearest first.
-
-    btf: None for the running kernel's vmlinux. An empty list where it cannot be read.
-    """
-    try:
-        btf = btf or Btf.vmlinux()
-        # Each program of an object may miss the same name; looking for it takes some 30 ms.
-        answers = _answers.setdefault(btf, {})
-        if (name, kind) not in answers:
-            if len(answers) >= _KEPT:
-                answers.clear()
-            answers[name, kind] = _nearest(name, kind, btf, 3)
-        return answers[name, kind][:count]
-    except (OSError, FormatError):
-        return []
-
-
-_answers: WeakKeyDictionary[Btf, dict[tuple[str, int], list[str]]] = WeakKeyDictionary()
-
-
-def _nearest(name: str, kind: int, btf: Btf, count: int) -> list[str]:
-    prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
-    bare = name[len(prefix) :]
-    # The rarest words are the long ones. Looking for them in all strings at once is faster by
-    # far than looking at each string.
-    words = sorted({w for w in bare.split("_") if len(w) > 2}, key=lambda w: (-len(w), w))
-    wanted = [w.encode() for w in words[:_WORDS]]
-    if not prefix:
-        wanted.append(b"\0" + bare[:3].encode())
-    wanted.append(bare[-4:].encode() + b"\0")
-    start, end = btf.header.str_range
-    strings = bytes(btf.data[start:end])
-    apart = max(2, len(bare) // 3)
-    found: dict[bytes, None] = {}
-    for word in wanted:
-        at = strings.find(word)
-        left = _MAX_FOUND
-        while at >= 0 and left:
-            left -= 1
-            first = strings.rfind(b"\0", 0, at + 1) + 1
-            last = strings.find(b"\0", at + 1)
-            # Only names of about the same length are worth comparing.
-            if abs(last - first - len(name)) <= apart:
-                found[strings[first:last]] = None
-            at = strings.find(word, max(last, at + 1))
-    compared = []
-    for raw in found:
-        text = raw.decode("ascii", "replace")
-        if not text.startswith(prefix):
-            continue
-        shared = len(set(words).intersection(text[len(prefix) :].split("_")))
-        compared.append((-shared, text))
-    compared.sort()
-    texts = [text for _, text in compared[:_MAX_COMPARED]]
-    near = difflib.get_close_matches(name, texts, 4 * count, cutoff=0.75)
-    return [n for n in near if btf.find(n, kind)][:count]
