@@ -43,7 +43,7 @@ __all__ = [
 PREFIX = "restrict"
 _SUFFIXES = {".cpio": "", ".xz": "xz", ".zst": "zstd", ".img": ""}
 
-_START = '''\
+_START = """\
 # Started by /{prefix}/init. The interpreter is isolated (-I -S): this archive is all it is given.
 import sys
 
@@ -51,7 +51,7 @@ sys.path.insert(0, "/{prefix}/lib/restrict.pyz")
 from restrict.initramfs_start import command
 
 sys.exit(command("/{prefix}", sys.argv[1:]))
-'''
+"""
 # The archive by itself: python3 -I -S restrict.pyz VERB …
 _MAIN = b"""\
 import sys
@@ -308,7 +308,7 @@ def _finish(
 
 def _plain_program(path: str) -> None:
     if not path.startswith("/") or any(c.isspace() for c in path):
-        raise ConfigError(f"{path!r} is not an absolute path.")
+        raise ConfigError(f"the program {path!r} is not an absolute path without blanks.")
 
 
 # ── the file ──
@@ -423,7 +423,7 @@ def write_tree(folder: str | Path, built: Built, prefix: str) -> int:
             shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(e, OSError):
             raise RestrictError(
-                f"the tree cannot be written: {e.strerror}.", file=e.filename or str(target)
+                f"the tree cannot be written: {e.strerror}.", folder=str(target)
             ) from None
         raise
     return sum(len(entry.data) for entry in built.entries)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from restrict.commands import command, print_json
+
 if TYPE_CHECKING:
     from restrict.initramfs import Built
 
@@ -14,20 +16,15 @@ __all__ = ["add_parser"]
 
 def _print(arguments: argparse.Namespace, where: str, size: int, built: Built) -> None:
     if arguments.json:
-        import json
-
-        print(
-            json.dumps(
-                {
-                    "file": where,
-                    "bytes": size,
-                    "uncompressed": len(built.data),
-                    "interpreter": built.runtime.version,
-                    "modules": [m.name for m in built.modules],
-                    "files": {entry.name: len(entry.data) for entry in built.entries},
-                }
-            ),
-            flush=True,
+        print_json(
+            {
+                "file": where,
+                "bytes": size,
+                "uncompressed": len(built.data),
+                "interpreter": built.runtime.version,
+                "modules": [m.name for m in built.modules],
+                "files": {entry.name: len(entry.data) for entry in built.entries},
+            }
         )
         return
     print(
@@ -93,9 +90,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
     written = install(arguments.generator, arguments.root)
     if arguments.json:
-        import json
-
-        print(json.dumps({"files": written}), flush=True)
+        print_json({"files": written})
     else:
         print("\n".join(written))
         print(
@@ -106,7 +101,6 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _common(parser: argparse.ArgumentParser, prefix: str) -> None:
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--plan", metavar="FILE", help="the frozen policy (`restrict bundle`)")
     parser.add_argument(
         "--python", metavar="FILE", help="the interpreter to take along (the one running this)"
@@ -146,8 +140,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     group = commands.add_parser("initramfs", help=text, description=text)
     verbs = group.add_subparsers(required=True, metavar="VERB")
 
-    text = "build the archive; the same inputs give the same bytes"
-    build = verbs.add_parser("build", help=text, description=text)
+    build = command(
+        verbs, "build", "build the archive; the same inputs give the same bytes", _build
+    )
     build.add_argument(
         "-o", "--output", required=True, metavar="FILE",
         help="compressed as its name says: .cpio or .img not, .xz, .zst",
@@ -158,29 +153,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     _inputs(build)
     _common(build, "restrict")
-    build.set_defaults(run=_build)
 
     text = "write a segment's files into the tree of another generator (its hook calls this)"
-    tree = verbs.add_parser("tree", help=text, description=text)
+    tree = command(verbs, "tree", text, _tree)
     tree.add_argument("folder", metavar="DIR")
     _inputs(tree)
     _common(tree, "restrict")
-    tree.set_defaults(run=_tree)
 
     text = "write a program for init= into the tree of a root filesystem: it takes the policy over"
-    successor = verbs.add_parser("successor", help=text, description=text)
+    successor = command(verbs, "successor", text, _successor)
     successor.add_argument("folder", metavar="DIR")
     successor.add_argument(
         "--then", default="/sbin/init", metavar="PROGRAM", help="what it executes (/sbin/init)"
     )
     _common(successor, "usr/lib/restrict")
-    successor.set_defaults(run=_successor)
 
     from restrict.initramfs_install import GENERATORS
 
     text = "install the hook of another generator, which calls `restrict initramfs tree`"
-    install = verbs.add_parser("install", help=text, description=text)
+    install = command(verbs, "install", text, _install)
     install.add_argument("generator", choices=sorted(GENERATORS))
     install.add_argument("--root", default="/", metavar="DIR", help="below this folder (/)")
-    install.add_argument("--json", action="store_true", help="machine-readable output")
-    install.set_defaults(run=_install)

@@ -172,8 +172,6 @@ class Modules:
         parameters: dict[str, str] = {}
         for line in wanted:
             words = line.split(None, 1)
-            if not words:
-                raise ConfigError("the name of a kernel module is missing.")
             name = _name_of(words[0])
             if name in parameters:
                 raise ConfigError(f"the module {name} is given twice.")

@@ -131,9 +131,7 @@ class Interpreter:
         return f"python{self.version[0]}.{self.version[1]}"
 
 
-def _run(
-    command: Sequence[str], what: str, *, data: str | None = None, seed: bool = False
-) -> str:
+def _run(command: Sequence[str], what: str, *, data: str | None = None, seed: bool = False) -> str:
     environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
     if seed:
         environment["PYTHONHASHSEED"] = "0"
@@ -186,9 +184,7 @@ def _source(project: Path, name: str) -> tuple[Path, bool] | None:
     return (file, False) if file.is_file() else None
 
 
-def closure(
-    roots: Sequence[str], project: Path
-) -> tuple[dict[str, Path], list[str]]:
+def closure(roots: Sequence[str], project: Path) -> tuple[dict[str, Path], list[str]]:
     """Our modules that ``roots`` can come to import, and what of others they name.
 
     Gives ({"restrict/init": file, "pybpf/__init__": file, …}, ["ctypes", …]).

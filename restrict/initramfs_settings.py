@@ -67,7 +67,9 @@ def _lines(text: str) -> list[tuple[str, str, str]]:
 
 def _module_words(line: str) -> str:
     """``PATH [PARAMETER …]`` of a configuration, or a plain name: the name and the parameters."""
-    first, _, rest = line.partition(" ")
+    first, _, rest = line.strip().partition(" ")
+    if not first:
+        raise ConfigError("the name of a kernel module is missing.")
     name = first.rsplit("/", 1)[-1].partition(".ko")[0].replace("-", "_")
     return f"{name} {rest.strip()}".strip()
 

@@ -335,6 +335,7 @@ def test_damaged_plan(folder: Path) -> None:
 
 def test_modules_without_a_folder(folder: Path) -> None:
     assert "--modules-from" in _fails(folder, module="virtio_blk")
+    assert "the name of a kernel module is missing" in _fails(folder, module=" ")
 
 
 def test_no_certificate(folder: Path, made: initramfs.Runtime) -> None:
