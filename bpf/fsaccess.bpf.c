@@ -39,25 +39,20 @@ static __always_inline int judge_program(struct linux_binprm *bprm,
 }
 
 /* Runs for the file named in execve and for each interpreter in turn. */
-SLEEPABLE_HOOK("bprm_check_security")
-int fsaccess_exec(u64 *ctx)
-{
-	if (!armed)
-		return ANSWER(0);
-	return ANSWER(judge_program((struct linux_binprm *)ctx[0], FSACCESS_OP_EXEC));
-}
+ARMED_HOOK(LSM_SLEEPABLE "bprm_check_security", fsaccess_exec,
+	   judge_program((struct linux_binprm *)ctx[0], FSACCESS_OP_EXEC))
 
 /* execveat(AT_EXECVE_CHECK) never reaches bprm_check_security. A real execve does, and is judged
  * there only, so that it is counted and reported once. */
-SLEEPABLE_HOOK("bprm_creds_for_exec")
-int fsaccess_exec_check(u64 *ctx)
+static __always_inline int judge_check(struct linux_binprm *bprm)
 {
-	struct linux_binprm *bprm = (struct linux_binprm *)ctx[0];
-
-	if (!armed || !core_field_exists(bprm->is_check) || !core_bitfield(bprm, is_check))
-		return ANSWER(0);
-	return ANSWER(judge_program(bprm, FSACCESS_OP_EXEC_CHECK));
+	if (!core_field_exists(bprm->is_check) || !core_bitfield(bprm, is_check))
+		return 0;
+	return judge_program(bprm, FSACCESS_OP_EXEC_CHECK);
 }
+
+ARMED_HOOK(LSM_SLEEPABLE "bprm_creds_for_exec", fsaccess_exec_check,
+	   judge_check((struct linux_binprm *)ctx[0]))
 
 static long note_flags(struct task_struct *task __attribute__((unused)),
 		       const struct vm_area_struct *vma, u64 *flags)
@@ -90,7 +85,7 @@ static __always_inline int judge_mmap(u64 *ctx)
 	};
 	enum fsaccess_reason reason;
 
-	if (!armed || !(request.prot & PROT_EXEC))
+	if (!(request.prot & PROT_EXEC))
 		return 0;
 	/* `file` is NULL for anonymous memory. Before 7.0 the verifier takes it for never NULL and
 	 * deletes a test of it, so the test is made on a pointer it knows nothing of; since 7.0
@@ -107,11 +102,7 @@ static __always_inline int judge_mmap(u64 *ctx)
 	return conclude_file(&request, reason, file);
 }
 
-SLEEPABLE_HOOK("mmap_file")
-int fsaccess_mmap(u64 *ctx)
-{
-	return ANSWER(judge_mmap(ctx));
-}
+ARMED_HOOK(LSM_SLEEPABLE "mmap_file", fsaccess_mmap, judge_mmap(ctx))
 
 /* Not sleepable: no bpf_real_data_inode, no bpf_d_path. None is needed to see through overlayfs:
  * the vm_file of a mapped overlay file is the layer's own file (backing-file.c, since 6.6), whose
@@ -127,7 +118,7 @@ static __always_inline int judge_mprotect(u64 *ctx)
 	const struct file *file;
 	u64 name = 0;
 
-	if (!armed || !(request.prot & PROT_EXEC))
+	if (!(request.prot & PROT_EXEC))
 		return 0;
 	request.flags = vma->vm_flags;
 	if (!(request.prot & PROT_WRITE) && (request.flags & VM_EXEC))
@@ -139,8 +130,4 @@ static __always_inline int judge_mprotect(u64 *ctx)
 	return conclude(&request, reason, true, NULL, name);
 }
 
-HOOK("file_mprotect")
-int fsaccess_mprotect(u64 *ctx)
-{
-	return ANSWER(judge_mprotect(ctx));
-}
+ARMED_HOOK(LSM "file_mprotect", fsaccess_mprotect, judge_mprotect(ctx))

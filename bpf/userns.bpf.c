@@ -32,35 +32,16 @@ int userns_chown(u64 *ctx)
 {
 	const struct super_block *sb = cast_to(ctx[0], struct path)->mnt->mnt_sb;
 
-	if (!armed || cast_to(sb, struct super_block___flags)->s_flags & 1ULL << SB_NOUSER)
+	if (!armed || sb->s_flags & 1ULL << SB_NOUSER)
 		return 0;
 	return judge_path(USERNS_OP_CHOWN, ctx[0], 0);
 }
 
-SEC("lsm/path_mkdir")
-int userns_mkdir(u64 *ctx)
-{
-	return armed ? judge_path(USERNS_OP_MKDIR, ctx[0], ctx[1]) : 0;
-}
-
+ARMED_HOOK("lsm/path_mkdir", userns_mkdir, judge_path(USERNS_OP_MKDIR, ctx[0], ctx[1]))
 /* Also called for open(O_CREAT), for the socket file of bind() and for BPF_OBJ_PIN. */
-SEC("lsm/path_mknod")
-int userns_mknod(u64 *ctx)
-{
-	return armed ? judge_path(USERNS_OP_MKNOD, ctx[0], ctx[1]) : 0;
-}
-
-SEC("lsm/path_symlink")
-int userns_symlink(u64 *ctx)
-{
-	return armed ? judge_path(USERNS_OP_SYMLINK, ctx[0], ctx[1]) : 0;
-}
-
-SEC("lsm/path_link")
-int userns_link(u64 *ctx)
-{
-	return armed ? judge_path(USERNS_OP_LINK, ctx[1], ctx[2]) : 0;
-}
+ARMED_HOOK("lsm/path_mknod", userns_mknod, judge_path(USERNS_OP_MKNOD, ctx[0], ctx[1]))
+ARMED_HOOK("lsm/path_symlink", userns_symlink, judge_path(USERNS_OP_SYMLINK, ctx[0], ctx[1]))
+ARMED_HOOK("lsm/path_link", userns_link, judge_path(USERNS_OP_LINK, ctx[1], ctx[2]))
 
 /* A rename makes no inode, unless it leaves a whiteout behind, which since 5.8 (a3c751a50fe6)
  * anybody may ask for. */
@@ -89,7 +70,7 @@ static __always_inline int judge_ioctl(u64 *ctx)
 	const struct file *file = cast_to(ctx[0], struct file);
 	u32 type = (ctx[1] >> 8) & 0xff, number = ctx[1] & 0xff;
 
-	if (type != BTRFS_IOCTL || !armed)
+	if (type != BTRFS_IOCTL)
 		return 0;
 	if (number != BTRFS_SNAP_CREATE && number != BTRFS_SNAP_CREATE_V2 &&
 	    number != BTRFS_SUBVOL_CREATE && number != BTRFS_SUBVOL_CREATE_V2)
@@ -99,18 +80,9 @@ static __always_inline int judge_ioctl(u64 *ctx)
 	return judge_path(USERNS_OP_SUBVOLUME, (u64)&file->f_path, 0);
 }
 
-SEC("lsm/file_ioctl")
-int userns_ioctl(u64 *ctx)
-{
-	return judge_ioctl(ctx);
-}
-
+ARMED_HOOK("lsm/file_ioctl", userns_ioctl, judge_ioctl(ctx))
 /* A 32-bit system call (int 0x80 in a 64-bit program too) comes this way. */
-SEC("lsm/file_ioctl_compat")
-int userns_ioctl_compat(u64 *ctx)
-{
-	return judge_ioctl(ctx);
-}
+ARMED_HOOK("lsm/file_ioctl_compat", userns_ioctl_compat, judge_ioctl(ctx))
 
 /* mq_open() asks no path hook. A message queue lives as long as its IPC namespace, which may be
  * the initial one. Everything else comes through the path hooks, which know the mount. */
@@ -134,29 +106,13 @@ static __always_inline int judge_ipc(void)
 	struct question question = {.request.operation = USERNS_OP_IPC};
 	u32 reason;
 
-	if (!armed)
-		return 0;
 	reason = judge(&question, task->nsproxy->ipc_ns->user_ns, 0);
 	return answer(&question, reason == USERNS_REASON_MOUNT ? USERNS_REASON_IPC : reason, 0);
 }
 
-SEC("lsm/shm_alloc_security")
-int userns_shm(u64 *ctx __attribute__((unused)))
-{
-	return judge_ipc();
-}
-
-SEC("lsm/msg_queue_alloc_security")
-int userns_msg(u64 *ctx __attribute__((unused)))
-{
-	return judge_ipc();
-}
-
-SEC("lsm/sem_alloc_security")
-int userns_sem(u64 *ctx __attribute__((unused)))
-{
-	return judge_ipc();
-}
+ARMED_HOOK("lsm/shm_alloc_security", userns_shm, judge_ipc())
+ARMED_HOOK("lsm/msg_queue_alloc_security", userns_msg, judge_ipc())
+ARMED_HOOK("lsm/sem_alloc_security", userns_sem, judge_ipc())
 
 /* An entry that names an id of the namespace's grants access to whoever gets that id next. */
 SEC("lsm/inode_set_acl")
@@ -193,9 +149,9 @@ int userns_capability(u64 *ctx)
 	reason = judge_filesystem(&question, dentry->d_sb);
 	if (reason == USERNS_REASON_MOUNT) {
 		map = question.managed + core_offset(struct user_namespace, uid_map);
-		reason = is_given(map, (u32)read_word(value + CAPABILITY_ROOT)) ?
-				 USERNS_REASON_IDS :
-				 USERNS_REASON_NONE;
+		reason = is_given(map, read_word(value + CAPABILITY_LAST) >> 32)
+				 ? USERNS_REASON_IDS
+				 : USERNS_REASON_NONE;
 	}
 	return answer(&question, reason, (u64)dentry->d_name.name);
 }
@@ -218,26 +174,15 @@ SEC("lsm/task_fix_setgroups")
 int userns_setgroups(u64 *ctx __attribute__((unused)))
 {
 	struct question question = {.request.operation = USERNS_OP_SETGROUPS};
-	const struct user_namespace *ns;
-	u32 inode;
+	struct listed listed;
+	u32 reason;
 
 	if (!armed)
 		return 0;
-	ns = own_namespace();
-	question.request.own_inode = ns->ns.inum;
-	for (u32 level = 0; level < USERNS_MAX_LEVELS && level < max_levels; level++) {
-		inode = ns->ns.inum;
-		if (!inode)
-			break;
-		if (bpf_map_lookup_elem(&userns_groups, &inode)) {
-			question.request.managed_inode = inode;
-			return answer(&question, USERNS_REASON_SETGROUPS, 0);
-		}
-		if (inode == INIT_USER_NAMESPACE)
-			return 0;
-		ns = ns->parent;
-	}
-	return answer(&question, USERNS_REASON_TOO_DEEP, 0);
+	reason = find_listed(&userns_groups, &question, &listed);
+	if (listed.value)
+		reason = USERNS_REASON_SETGROUPS;
+	return answer(&question, reason, 0);
 }
 
 /* The last step of every user namespace's end in which its inode number is still taken

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Nobody but the owner gets at the policy's own objects. Each function is the whole of a hook; a
- * policy has a program for each of the five, and nothing else in it but what is its own.
+ * Nobody but the owner gets at the policy's own objects. Each function is the whole of an
+ * ARMED_HOOK; a policy has one for each of the five, and nothing else in it but what is its own.
  */
 #ifndef BPF_COMMON_GUARD_H
 #define BPF_COMMON_GUARD_H
 
+#include "hook.h"
 #include "report.h"
 
 static __always_inline bool is_process(const struct task_struct *task, u32 tgid, u64 start_ticks)
@@ -84,7 +85,7 @@ static __always_inline int guard_map(u64 *ctx)
 {
 	u32 id = cast_to(ctx[0], struct bpf_map)->id;
 
-	if (!armed || (!is_listed(guard_map_ids, POLICY_MAX_MAPS, id) && !is_newborn(ctx[0])))
+	if (!is_listed(guard_map_ids, POLICY_MAX_MAPS, id) && !is_newborn(ctx[0]))
 		return 0;
 	return guard(OP_BPF_MAP, REASON_GUARD_MAP, id);
 }
@@ -95,8 +96,7 @@ static __always_inline int guard_program(u64 *ctx)
 	const struct bpf_prog_aux *aux = cast_to(ctx[0], struct bpf_prog)->aux;
 	u32 id = aux->id;
 
-	if (!armed || (!is_listed(guard_program_ids, POLICY_MAX_PROGRAMS, id) &&
-		       !is_newborn((u64)aux)))
+	if (!is_listed(guard_program_ids, POLICY_MAX_PROGRAMS, id) && !is_newborn((u64)aux))
 		return 0;
 	return guard(OP_BPF_PROGRAM, REASON_GUARD_PROGRAM, id);
 }
@@ -107,7 +107,7 @@ static __always_inline int guard_link(u64 *ctx)
 {
 	u32 id;
 
-	if (!armed || (ctx[0] & BPF_COMMAND) != BPF_LINK_GET_FD_BY_ID)
+	if ((ctx[0] & BPF_COMMAND) != BPF_LINK_GET_FD_BY_ID)
 		return 0;
 	id = cast_to(ctx[1], union bpf_attr)->link_id;
 	if (!is_listed(guard_link_ids, POLICY_MAX_LINKS, id))
@@ -142,7 +142,7 @@ static __always_inline int guard_ptrace(u64 *ctx, u32 reason_all)
 	const struct task_struct *tracee = cast_to(ctx[0], struct task_struct);
 	u32 mode = (u32)ctx[1];
 
-	if (!armed || !(mode & PTRACE_MODE_ATTACH))
+	if (!(mode & PTRACE_MODE_ATTACH))
 		return 0;
 	return judge_trace(bpf_get_current_task_btf(), tracee, mode, reason_all);
 }
@@ -150,11 +150,8 @@ static __always_inline int guard_ptrace(u64 *ctx, u32 reason_all)
 /* lsm/ptrace_traceme: here the caller is the one to be traced, by its parent. */
 static __always_inline int guard_traceme(u64 *ctx, u32 reason_all)
 {
-	const struct task_struct *tracer = cast_to(ctx[0], struct task_struct);
-
-	if (!armed)
-		return 0;
-	return judge_trace(tracer, bpf_get_current_task_btf(), PTRACE_MODE_ATTACH, reason_all);
+	return judge_trace(cast_to(ctx[0], struct task_struct), bpf_get_current_task_btf(),
+			   PTRACE_MODE_ATTACH, reason_all);
 }
 
 #endif

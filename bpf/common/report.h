@@ -35,6 +35,12 @@ struct request {
 	u64 magic;
 };
 
+static __always_inline void note_filesystem(struct request *request, const struct super_block *sb)
+{
+	request->device = sb->s_dev;
+	request->magic = sb->s_magic;
+}
+
 static __noinline void fill_event(struct policy_event *event, const struct request *request,
 				  u32 reason, u32 verdict)
 {

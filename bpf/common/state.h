@@ -2,14 +2,9 @@
 /*
  * State that every policy has: the switch, the guard's ids, counters, events.
  *
- * Before it includes this a policy says in an enum
- *   THIS_POLICY         its enum policy_number
- *   OPERATIONS          how many operations it counts
- *   EVENTS_SIZE         bytes of its ring buffer, a power of two
- *   OP_BPF_MAP, OP_BPF_PROGRAM, OP_BPF_LINK, OP_PTRACE                      its operations and
- *   REASON_GUARD_MAP, REASON_GUARD_PROGRAM, REASON_GUARD_LINK, REASON_PTRACE_OWNER   reasons
- *                       for what the guard refuses
- * and it may define POLICY_VERSION.
+ * Before it includes this a policy defines
+ *   THIS_POLICY     its enum policy_number
+ *   OWN(name)       a name of its own header's, which has the ones below
  */
 #ifndef BPF_COMMON_STATE_H
 #define BPF_COMMON_STATE_H
@@ -17,6 +12,25 @@
 #include "../include/bpf.h"
 #include "../include/kernel.h"
 #include "../include/policy.h"
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the policies read parts of words, and were never run on a big-endian machine"
+#endif
+
+enum {
+	OPERATIONS = OWN(OP_COUNT),
+	EVENTS_SIZE = OWN(EVENTS_SIZE), /* bytes of the ring buffer, a power of two */
+
+	/* What the guard refuses, and why. */
+	OP_BPF_MAP = OWN(OP_BPF_MAP),
+	OP_BPF_PROGRAM = OWN(OP_BPF_PROGRAM),
+	OP_BPF_LINK = OWN(OP_BPF_LINK),
+	OP_PTRACE = OWN(OP_PTRACE),
+	REASON_GUARD_MAP = OWN(REASON_GUARD_MAP),
+	REASON_GUARD_PROGRAM = OWN(REASON_GUARD_PROGRAM),
+	REASON_GUARD_LINK = OWN(REASON_GUARD_LINK),
+	REASON_PTRACE_OWNER = OWN(REASON_PTRACE_OWNER),
+};
 
 enum {
 	EPERM = 1,
@@ -29,14 +43,10 @@ enum {
 	NS_PER_CLOCK_TICK = 10000000,
 };
 
-#ifndef POLICY_VERSION
-#define POLICY_VERSION 1
-#endif
-
 /* ---- Fixed when the object is loaded (.rodata) ---- */
 
 /* Of the policy as a whole, object and settings: an upgrade refuses a lower one. */
-const volatile u32 policy_version = POLICY_VERSION;
+const volatile u32 policy_version = 1;
 
 /* ---- Written by the owner (.bss) ---- */
 

@@ -10,18 +10,9 @@
 
 #include "state.h"
 
-static __always_inline u64 read_word(u64 address)
-{
-	return cast_to(address, struct timespec64)->tv_sec;
-}
-
 static __always_inline u32 read_half(u64 address)
 {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 	return (u32)read_word(address);
-#else
-	return (u32)(read_word(address) >> 32);
-#endif
 }
 
 /* Is this the very device that was recorded? The address is enough while the record goes when the

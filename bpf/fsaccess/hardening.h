@@ -4,12 +4,12 @@
 #define BPF_FSACCESS_HARDENING_H
 
 #include "guard.h"
+#include "../common/sysctl.h"
 
 enum {
 	ENOMEM = 12,
 	READ_IMPLIES_EXEC = 0x0400000, /* include/uapi/linux/personality.h */
 
-	S_IFCHR = 0020000,
 	DEVICE_MAPPER_CONTROL = 10 << 20 | 236, /* misc, MAPPER_CTRL_MINOR */
 	DM_IOCTL = 0xfd,                        /* ioctl type, include/uapi/linux/dm-ioctl.h */
 	DM_REMOVE_ALL = 1,
@@ -50,7 +50,7 @@ static __always_inline int judge_ioctl(u64 *ctx)
 	};
 	u32 type = (ctx[1] >> 8) & 0xff, number = ctx[1] & 0xff;
 
-	if (type != DM_IOCTL || !armed)
+	if (type != DM_IOCTL)
 		return 0;
 	if (number != DM_REMOVE_ALL && number != DM_DEV_SUSPEND && number != DM_TABLE_LOAD &&
 	    number != DM_TARGET_MSG)
@@ -63,39 +63,16 @@ static __always_inline int judge_ioctl(u64 *ctx)
 			true, NULL, 0);
 }
 
-SEC("?lsm/file_ioctl")
-int fsaccess_dm_ioctl(u64 *ctx)
-{
-	return judge_ioctl(ctx);
-}
-
+ARMED_HOOK("?lsm/file_ioctl", fsaccess_dm_ioctl, judge_ioctl(ctx))
 /* A 32-bit system call (int 0x80 in a 64-bit program too) comes this way. */
-SEC("?lsm/file_ioctl_compat")
-int fsaccess_dm_ioctl_compat(u64 *ctx)
-{
-	return judge_ioctl(ctx);
-}
+ARMED_HOOK("?lsm/file_ioctl_compat", fsaccess_dm_ioctl_compat, judge_ioctl(ctx))
 
 #endif
 
-/* Writing 0 to kernel.ftrace_enabled stops every BPF trampoline, this policy's included (7.x
- * refuses it by itself). A cgroup program needs no trampoline. Attach it to the root cgroup. */
 SEC("?cgroup/sysctl")
 int fsaccess_sysctl(struct bpf_sysctl *ctx)
 {
-	struct request request = {.operation = FSACCESS_OP_SYSCTL};
-	static const char wanted[] = "kernel/ftrace_enabled";
-	char name[sizeof(wanted)] = {};
-
-	if (!armed || !ctx->write)
-		return 1;
-	if (bpf_sysctl_get_name(ctx, name, sizeof(name), 0) < 0)
-		return 1; /* a longer name */
-#pragma clang loop unroll(full)
-	for (u32 i = 0; i < sizeof(wanted); i++)
-		if (name[i] != wanted[i])
-			return 1;
-	return conclude(&request, FSACCESS_REASON_SWITCHES_OFF, true, NULL, 0) == 0;
+	return guard_sysctl(ctx, FSACCESS_OP_SYSCTL, FSACCESS_REASON_SWITCHES_OFF);
 }
 
 #endif

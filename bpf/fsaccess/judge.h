@@ -19,11 +19,8 @@ static __always_inline bool is_listed_filesystem(u64 magic)
 /* Notes in the request which file it is about. */
 static __always_inline void describe(struct request *request, const struct inode *inode)
 {
-	const struct super_block *sb = inode->i_sb;
-
-	request->device = sb->s_dev;
+	note_filesystem(request, inode->i_sb);
 	request->inode = inode->i_ino;
-	request->magic = sb->s_magic;
 }
 
 /* Is what this inode holds trusted code? `inode` hosts the data: overlayfs is already resolved. */
@@ -108,25 +105,25 @@ struct ovl_inode {
 static __always_inline const struct inode *data_inode(struct file *file)
 {
 	const struct inode *inode = cast_to(file, struct file)->f_inode;
-	u64 overlay, upper, layers, last;
+	u64 overlay, dentry, layers, last;
 
 	if (inode->i_sb->s_magic != OVERLAYFS_MAGIC || !core_type_exists(struct ovl_inode) ||
 	    !core_type_exists(struct ovl_entry) || !core_type_exists(struct ovl_path))
 		return inode;
 	overlay = (u64)inode - core_offset(struct ovl_inode, vfs_inode);
-	upper = read_word(overlay + core_offset(struct ovl_inode, __upperdentry));
-	if (!upper) {
+	dentry = read_word(overlay + core_offset(struct ovl_inode, __upperdentry));
+	if (!dentry) {
 		layers = read_word(overlay + core_offset(struct ovl_inode, oe));
 		last = read_half(layers + core_offset(struct ovl_entry, __numlower));
 		if (!last)
 			return inode;
-		upper = read_word(layers + core_offset(struct ovl_entry, __lowerstack) +
-				  (last - 1) * core_size(struct ovl_path) +
-				  core_offset(struct ovl_path, dentry));
+		dentry = read_word(layers + core_offset(struct ovl_entry, __lowerstack) +
+				   (last - 1) * core_size(struct ovl_path) +
+				   core_offset(struct ovl_path, dentry));
 	}
-	if (!upper)
+	if (!dentry)
 		return inode;
-	return cast_to(upper, struct dentry)->d_inode;
+	return cast_to(dentry, struct dentry)->d_inode;
 }
 #else
 static __always_inline const struct inode *data_inode(struct file *file)

@@ -10,47 +10,24 @@
 /* The ownerless object (fsaccess_cgroup.bpf.c) attaches the same hooks to the root cgroup: other
  * sections, nothing that sleeps, and 1 is the answer that allows. */
 #ifdef FSACCESS_CGROUP
-#define HOOK(name) SEC("lsm_cgroup/" name)
-#define SLEEPABLE_HOOK(name) SEC("lsm_cgroup/" name)
+#define LSM "lsm_cgroup/"
+#define LSM_SLEEPABLE "lsm_cgroup/"
 #define ANSWER(value) ((value) == 0)
 #else
-#define HOOK(name) SEC("lsm/" name)
-#define SLEEPABLE_HOOK(name) SEC("lsm.s/" name)
+#define LSM "lsm/"
+#define LSM_SLEEPABLE "lsm.s/"
 #define ANSWER(value) (value)
 #endif
 
-enum {
-	THIS_POLICY = POLICY_FSACCESS,
-	OPERATIONS = FSACCESS_OP_COUNT,
-	EVENTS_SIZE = FSACCESS_EVENTS_SIZE,
-	OP_BPF_MAP = FSACCESS_OP_BPF_MAP,
-	OP_BPF_PROGRAM = FSACCESS_OP_BPF_PROGRAM,
-	OP_BPF_LINK = FSACCESS_OP_BPF_LINK,
-	OP_PTRACE = FSACCESS_OP_PTRACE,
-	REASON_GUARD_MAP = FSACCESS_REASON_GUARD_MAP,
-	REASON_GUARD_PROGRAM = FSACCESS_REASON_GUARD_PROGRAM,
-	REASON_GUARD_LINK = FSACCESS_REASON_GUARD_LINK,
-	REASON_PTRACE_OWNER = FSACCESS_REASON_PTRACE_OWNER,
-};
+#define THIS_POLICY POLICY_FSACCESS
+#define OWN(name) FSACCESS_##name
 #include "../common/state.h"
 
 enum {
 	PROT_WRITE = 0x2,
 	PROT_EXEC = 0x4,
 	VM_EXEC = 0x4,
-
-	S_IFMT = 0170000,
-	S_IFREG = 0100000,
 };
-
-/* Superblock magic numbers (include/uapi/linux/magic.h and the filesystems' own sources). */
-#define RAMFS_MAGIC 0x858458f6
-#define TMPFS_MAGIC 0x01021994
-#define OVERLAYFS_MAGIC 0x794c7630
-#define FUSE_MAGIC 0x65735546
-#define BTRFS_MAGIC 0x9123683e
-#define EROFS_MAGIC 0xe0f5e1e2
-#define SQUASHFS_MAGIC 0x73717368
 
 /* ---- Settings, fixed when the object is loaded (.rodata) ---- */
 

@@ -69,6 +69,8 @@ enum {
 	FSACCESS_DEVICE_ROOT_HASH = 1 << 1, /* algorithm, digest and digest_length are filled in */
 	FSACCESS_DEVICE_LENIENT = 1 << 2,   /* signed, but its table lets altered blocks through
 					       (ignore_corruption, check_at_most_once): not trusted */
+	FSACCESS_DEVICE_HELD = 1 << 3,      /* another table was refused: no resume until the root hash
+					       recorded here comes back, signed */
 };
 
 /* Value of verity_devices; the key is the device number, (major << 20) | minor. 128 bytes. */

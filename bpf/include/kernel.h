@@ -9,6 +9,26 @@
 
 #include "bpf.h"
 
+/* File types and modes (include/uapi/linux/stat.h). */
+enum {
+	S_IFMT = 0170000,
+	S_IFREG = 0100000,
+	S_IFDIR = 0040000,
+	S_IFCHR = 0020000,
+	S_IROTH = 0000004,
+};
+
+/* Superblock magic numbers (include/uapi/linux/magic.h and the filesystems' own sources). */
+#define RAMFS_MAGIC 0x858458f6
+#define TMPFS_MAGIC 0x01021994
+#define OVERLAYFS_MAGIC 0x794c7630
+#define FUSE_MAGIC 0x65735546
+#define BTRFS_MAGIC 0x9123683e
+#define EROFS_MAGIC 0xe0f5e1e2
+#define SQUASHFS_MAGIC 0x73717368
+#define MQUEUE_MAGIC 0x19800202
+#define BPF_FS_MAGIC 0xcafe4a11
+
 struct gendisk {
 	void *private_data;
 	u64 diskseq; /* 5.15+: never given out twice */
@@ -58,26 +78,45 @@ struct ipc_namespace {
 	struct user_namespace *user_ns;
 } __core;
 
+struct mnt_namespace;
+
 struct nsproxy {
 	struct ipc_namespace *ipc_ns;
+	struct mnt_namespace *mnt_ns;
 } __core;
 
 struct super_block {
 	u32 s_dev;
+	unsigned long s_flags;
 	unsigned long s_magic;
 	struct block_device *s_bdev;
 	struct user_namespace *s_user_ns;
 	void *s_fs_info;
 } __core;
 
+struct list_head {
+	struct list_head *next;
+} __core;
+
+struct dentry;
+
 struct vfsmount {
+	struct dentry *mnt_root;
 	struct super_block *mnt_sb;
 } __core;
 
-/* fs/mount.h; mnt_id_unique: 6.8+ (98d2b43081972). Never given out twice, unlike mnt_id. */
+/* fs/mount.h */
 struct mount {
+	struct mount *mnt_parent; /* its own address at the top */
+	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
-	u64 mnt_id_unique;
+	struct list_head mnt_mounts; /* children, linked through mnt_child */
+	struct list_head mnt_child;
+	struct list_head mnt_share; /* ring of peers */
+	struct mount *mnt_master;
+	struct mnt_namespace *mnt_ns;
+	u64 mnt_id_unique; /* 6.8+ (98d2b43081972); grows, and is never given out twice */
+	int mnt_group_id;  /* 0: private, or only a slave */
 } __core;
 
 struct inode {
@@ -92,6 +131,7 @@ struct qstr {
 } __core;
 
 struct dentry {
+	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
 	struct super_block *d_sb;
@@ -106,6 +146,7 @@ struct file {
 	unsigned int f_flags;
 	struct inode *f_inode;
 	struct path f_path;
+	void *private_data;
 } __core;
 
 struct anon_vma;
@@ -125,6 +166,9 @@ struct mm_struct {
 	unsigned long start_stack;
 } __core;
 
+struct fs_struct;
+struct files_struct;
+
 struct task_struct {
 	unsigned int in_execve : 1;
 	int tgid;
@@ -133,6 +177,8 @@ struct task_struct {
 	struct task_struct *group_leader;
 	u64 start_boottime; /* ns since boot, of this thread */
 	const struct cred *cred; /* in force: override_creds() included */
+	struct fs_struct *fs;
+	struct files_struct *files;
 	struct nsproxy *nsproxy;
 } __core;
 
@@ -213,6 +259,11 @@ struct new_utsname {
 struct timespec64 {
 	s64 tv_sec;
 };
+
+static __always_inline u64 read_word(u64 address)
+{
+	return cast_to(address, struct timespec64)->tv_sec;
+}
 
 struct bpf_iter_meta {
 	struct seq_file *seq;

@@ -8,11 +8,7 @@
 
 #include "judge.h"
 
-SEC("lsm/inode_unlink")
-int pins_unlink(u64 *ctx)
-{
-	return armed ? decide_entry(PINS_OP_UNLINK, ctx[0], ctx[1]) : 0;
-}
+ARMED_HOOK("lsm/inode_unlink", pins_unlink, decide_entry(PINS_OP_UNLINK, ctx[0], ctx[1]))
 
 static __always_inline bool is_directory(u64 dentry)
 {
@@ -33,10 +29,7 @@ static __always_inline int decide_mount_point(u32 operation, u64 directory, u64 
 	reason = ask(ASK_WAY, 0, dentry);
 	if (!reason)
 		return 0;
-	request.device = cast_to(cast_to(directory, struct inode)->i_sb, struct super_block___pins)
-				 ->s_dev;
-	request.magic = cast_to(cast_to(directory, struct inode)->i_sb, struct super_block___pins)
-				->s_magic;
+	note_filesystem(&request, cast_to(directory, struct inode)->i_sb);
 	return decide(&request, reason, name_of(dentry));
 }
 
@@ -66,35 +59,11 @@ int pins_rename(u64 *ctx)
 }
 
 /* BPF_OBJ_PIN. */
-SEC("lsm/inode_create")
-int pins_create(u64 *ctx)
-{
-	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
-}
-
-SEC("lsm/inode_mkdir")
-int pins_mkdir(u64 *ctx)
-{
-	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
-}
-
-SEC("lsm/inode_mknod")
-int pins_mknod(u64 *ctx)
-{
-	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
-}
-
-SEC("lsm/inode_symlink")
-int pins_symlink(u64 *ctx)
-{
-	return armed ? decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]) : 0;
-}
-
-SEC("lsm/inode_link")
-int pins_link(u64 *ctx)
-{
-	return armed ? decide_entry(PINS_OP_CREATE, ctx[1], ctx[2]) : 0;
-}
+ARMED_HOOK("lsm/inode_create", pins_create, decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]))
+ARMED_HOOK("lsm/inode_mkdir", pins_mkdir, decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]))
+ARMED_HOOK("lsm/inode_mknod", pins_mknod, decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]))
+ARMED_HOOK("lsm/inode_symlink", pins_symlink, decide_entry(PINS_OP_CREATE, ctx[0], ctx[1]))
+ARMED_HOOK("lsm/inode_link", pins_link, decide_entry(PINS_OP_CREATE, ctx[1], ctx[2]))
 
 static __always_inline int decide_attributes(u64 dentry)
 {
@@ -103,23 +72,9 @@ static __always_inline int decide_attributes(u64 dentry)
 }
 
 /* The mode says what is public (below), so it is the owner's to set. */
-SEC("lsm/inode_setattr")
-int pins_setattr(u64 *ctx)
-{
-	return armed ? decide_attributes(ctx[1]) : 0;
-}
-
-SEC("lsm/inode_setxattr")
-int pins_setxattr(u64 *ctx)
-{
-	return armed ? decide_attributes(ctx[1]) : 0;
-}
-
-SEC("lsm/inode_removexattr")
-int pins_removexattr(u64 *ctx)
-{
-	return armed ? decide_attributes(ctx[1]) : 0;
-}
+ARMED_HOOK("lsm/inode_setattr", pins_setattr, decide_attributes(ctx[1]))
+ARMED_HOOK("lsm/inode_setxattr", pins_setxattr, decide_attributes(ctx[1]))
+ARMED_HOOK("lsm/inode_removexattr", pins_removexattr, decide_attributes(ctx[1]))
 
 /* open(2) and BPF_OBJ_GET of a pin. What the owner has made readable by all is public: it may be
  * opened for reading, which for a pinned iterator runs it. BPF_OBJ_GET asks here without MAY_OPEN and

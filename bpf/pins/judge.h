@@ -12,11 +12,11 @@ static __always_inline u32 which_filesystem(u64 superblock)
 {
 #pragma clang loop unroll(full)
 	for (u32 i = 0; i < PINS_MAX_FILESYSTEMS; i++) {
-		const struct super_block___pins *sb;
+		const struct super_block *sb;
 
 		if (!superblock || guarded[i].superblock != superblock)
 			continue;
-		sb = cast_to(superblock, struct super_block___pins);
+		sb = cast_to(superblock, struct super_block);
 		if (sb->s_dev == guarded[i].device && sb->s_magic == guarded[i].magic)
 			return i + 1;
 	}
@@ -43,8 +43,7 @@ static __always_inline int decide_inode(u32 operation, u64 superblock, u64 inode
 
 	if (!which_filesystem(superblock))
 		return 0;
-	request.device = cast_to(superblock, struct super_block___pins)->s_dev;
-	request.magic = cast_to(superblock, struct super_block___pins)->s_magic;
+	note_filesystem(&request, cast_to(superblock, struct super_block));
 	if (inode)
 		request.inode = cast_to(inode, struct inode)->i_ino;
 	return decide(&request, PINS_REASON_GUARDED, name);
@@ -66,10 +65,8 @@ static __always_inline int decide_entry(u32 operation, u64 directory, u64 dentry
 static __always_inline int decide_mount(u32 operation, u32 reason, u64 mount, u64 flags)
 {
 	struct request request = {.operation = operation, .flags = flags};
-	const struct super_block___pins *sb = MOUNT(mount)->mnt.mnt_sb;
 
-	request.device = sb->s_dev;
-	request.magic = sb->s_magic;
+	note_filesystem(&request, MOUNT(mount)->mnt.mnt_sb);
 	return decide(&request, reason, name_of((u64)MOUNT(mount)->mnt_mountpoint));
 }
 

@@ -24,7 +24,7 @@ int pins_umount(u64 *ctx)
 /* Would something mounted at this path hide the guarded filesystem, or a part of it? */
 static __always_inline u32 ask_covers(u64 address)
 {
-	const struct path___pins *path = cast_to(address, struct path___pins);
+	const struct path *path = cast_to(address, struct path);
 
 	return ask(ASK_COVERS, mount_of((u64)path->mnt), (u64)path->dentry);
 }
@@ -45,7 +45,7 @@ static __always_inline bool is_at_home(void)
 SEC("lsm/sb_mount")
 int pins_mount(u64 *ctx)
 {
-	u64 mount = mount_of((u64)cast_to(ctx[1], struct path___pins)->mnt);
+	u64 mount = mount_of((u64)cast_to(ctx[1], struct path)->mnt);
 	u64 flags = ctx[3];
 
 	if (!armed)
@@ -72,7 +72,7 @@ int pins_mount(u64 *ctx)
 SEC("lsm/move_mount")
 int pins_move(u64 *ctx)
 {
-	u64 from = mount_of((u64)cast_to(ctx[0], struct path___pins)->mnt);
+	u64 from = mount_of((u64)cast_to(ctx[0], struct path)->mnt);
 	u32 reason;
 
 	if (!armed)
@@ -87,9 +87,9 @@ int pins_move(u64 *ctx)
 SEC("lsm/sb_pivotroot")
 int pins_pivot(u64 *ctx)
 {
-	u64 root = mount_of((u64)cast_to(bpf_get_current_task_btf(), struct task_struct___pins)
+	u64 root = mount_of((u64)cast_to(bpf_get_current_task_btf(), struct task_struct)
 				    ->fs->root.mnt);
-	u64 new = mount_of((u64)cast_to(ctx[1], struct path___pins)->mnt);
+	u64 new = mount_of((u64)cast_to(ctx[1], struct path)->mnt);
 	u32 reason;
 
 	if (!armed)
@@ -99,11 +99,7 @@ int pins_pivot(u64 *ctx)
 }
 
 /* mount(MS_REMOUNT) and fsconfig(FSCONFIG_CMD_RECONFIGURE): read-only would stop upgrades. */
-SEC("lsm/sb_remount")
-int pins_remount(u64 *ctx)
-{
-	return armed ? decide_inode(PINS_OP_REMOUNT, ctx[0], 0, 0) : 0;
-}
+ARMED_HOOK("lsm/sb_remount", pins_remount, decide_inode(PINS_OP_REMOUNT, ctx[0], 0, 0))
 
 /* The end of a guarded filesystem cannot be refused, only told; its address may be given to another
  * one at once. */
@@ -128,14 +124,14 @@ int pins_gone(u64 *ctx)
 SEC("lsm/sb_statfs")
 int pins_learn(u64 *ctx)
 {
-	const struct super_block___pins *sb;
+	const struct super_block *sb;
 	u32 number = learn;
 	u64 superblock;
 
 	if (!number || number > PINS_MAX_FILESYSTEMS || !may())
 		return 0;
 	superblock = (u64)DENTRY(ctx[0])->d_sb;
-	sb = cast_to(superblock, struct super_block___pins);
+	sb = cast_to(superblock, struct super_block);
 	if (sb->s_magic != BPF_FS_MAGIC)
 		return 0;
 	number--;

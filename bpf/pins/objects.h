@@ -4,6 +4,7 @@
 #define BPF_PINS_OBJECTS_H
 
 #include "judge.h"
+#include "../common/sysctl.h"
 
 /* Every way to a map fd ends here; one opened read-only is enough to load a program that writes. */
 SEC("lsm/bpf_map")
@@ -30,17 +31,17 @@ int pins_guard_program(u64 *ctx)
  * there is none. */
 static __always_inline u32 link_of_fd(u32 fd)
 {
-	const struct fdtable___pins *table =
-		cast_to(bpf_get_current_task_btf(), struct task_struct___pins)->files->fdt;
+	const struct fdtable *table =
+		cast_to(bpf_get_current_task_btf(), struct task_struct)->files->fdt;
 	u64 file, link;
 
 	if (fd >= table->max_fds)
 		return 0;
-	file = cast_to((u64)table->fd + fd * sizeof(u64), struct timespec64)->tv_sec;
+	file = read_word((u64)table->fd + fd * sizeof(u64));
 	if (!file)
 		return 0;
-	link = (u64)cast_to(file, struct file___pins)->private_data;
-	return cast_to(link, struct bpf_link___pins)->id;
+	link = (u64)cast_to(file, struct file)->private_data;
+	return cast_to(link, struct bpf_link)->id;
 }
 
 /* A link fd that a process has already (BPF_LINK_DETACH, BPF_LINK_UPDATE; both begin with it), and
@@ -65,36 +66,13 @@ int pins_guard_link(u64 *ctx)
 	return 0;
 }
 
-SEC("lsm/ptrace_access_check")
-int pins_ptrace(u64 *ctx)
-{
-	return guard_ptrace(ctx, 0);
-}
+ARMED_HOOK("lsm/ptrace_access_check", pins_ptrace, guard_ptrace(ctx, 0))
+ARMED_HOOK("lsm/ptrace_traceme", pins_traceme, guard_traceme(ctx, 0))
 
-SEC("lsm/ptrace_traceme")
-int pins_traceme(u64 *ctx)
-{
-	return guard_traceme(ctx, 0);
-}
-
-/* Writing 0 to kernel.ftrace_enabled stops every BPF trampoline, this policy's included (7.x
- * refuses it by itself). A cgroup program needs no trampoline. Attach it to the root cgroup. */
 SEC("?cgroup/sysctl")
 int pins_sysctl(struct bpf_sysctl *ctx)
 {
-	struct request request = {.operation = PINS_OP_SYSCTL};
-	static const char wanted[] = "kernel/ftrace_enabled";
-	char name[sizeof(wanted)] = {};
-
-	if (!armed || !ctx->write)
-		return 1;
-	if (bpf_sysctl_get_name(ctx, name, sizeof(name), 0) < 0)
-		return 1; /* a longer name */
-#pragma clang loop unroll(full)
-	for (u32 i = 0; i < sizeof(wanted); i++)
-		if (name[i] != wanted[i])
-			return 1;
-	return conclude(&request, PINS_REASON_SWITCHES_OFF, true, NULL, 0) == 0;
+	return guard_sysctl(ctx, PINS_OP_SYSCTL, PINS_REASON_SWITCHES_OFF);
 }
 
 #endif

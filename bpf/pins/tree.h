@@ -31,17 +31,17 @@ enum {
 /* Which of the two forms a superblock's mounts have is decided when the programs are loaded. */
 #define MOUNTS_ARE_CHAINED core_field_exists(((struct mount___chain *)0)->mnt_next_for_sb)
 
-#define MOUNT(address) cast_to(address, struct mount___pins)
-#define DENTRY(address) cast_to(address, struct dentry___pins)
+#define MOUNT(address) cast_to(address, struct mount)
+#define DENTRY(address) cast_to(address, struct dentry)
 
 static __always_inline u64 mount_of(u64 vfsmount)
 {
-	return vfsmount - core_offset(struct mount___pins, mnt);
+	return vfsmount - core_offset(struct mount, mnt);
 }
 
 static __always_inline u64 own_mount_namespace(void)
 {
-	return (u64)cast_to(bpf_get_current_task_btf(), struct task_struct___pins)->nsproxy->mnt_ns;
+	return (u64)cast_to(bpf_get_current_task_btf(), struct task_struct)->nsproxy->mnt_ns;
 }
 
 /* ---- The anchor ---- */
@@ -59,7 +59,7 @@ struct search {
 
 static long look_at_copy(u32 i __attribute__((unused)), struct search *search)
 {
-	const struct mount___pins *mount;
+	const struct mount *mount;
 	u64 address = search->at;
 	u64 namespace, id;
 
@@ -121,13 +121,13 @@ enum question {
 
 struct climb {
 	u64 at;     /* a holder */
-	u64 mount;     /* what is asked about */
-	u64 dentry;    /* ASK_COVERS, ASK_WAY: the directory in it */
+	u64 mount;  /* what is asked about */
+	u64 dentry; /* ASK_COVERS, ASK_WAY: the directory in it */
 	u64 mount_parent;
 	u64 mount_point;
 	u64 namespace; /* ASK_REACH */
-	u64 parent; /* of the holder */
-	u64 point;  /* the directory in its parent on which the holder is mounted */
+	u64 parent;    /* of the holder */
+	u64 point;     /* the directory in its parent on which the holder is mounted */
 	u64 master;
 	u64 ring;
 	u64 peer;
@@ -213,14 +213,14 @@ static __noinline bool is_below(u64 mount, u64 above)
 
 static long look_at_child(u32 i __attribute__((unused)), struct climb *climb)
 {
-	u64 head = climb->peer + core_offset(struct mount___pins, mnt_mounts);
+	u64 head = climb->peer + core_offset(struct mount, mnt_mounts);
 	u64 child;
 
 	if (climb->child == head) {
 		climb->looked = true;
 		return 1;
 	}
-	child = climb->child - core_offset(struct mount___pins, mnt_child);
+	child = climb->child - core_offset(struct mount, mnt_child);
 	if ((u64)MOUNT(child)->mnt_mountpoint == climb->point) {
 		climb->looked = true;
 		climb->reason = PINS_REASON_PROPAGATION;
@@ -253,7 +253,7 @@ static long look_at_peer(u32 i, struct climb *climb)
 			return 1;
 	}
 	climb->peer = (u64)MOUNT(climb->peer)->mnt_share.next -
-		      core_offset(struct mount___pins, mnt_share);
+		      core_offset(struct mount, mnt_share);
 	return 0;
 }
 
@@ -290,7 +290,7 @@ static __noinline void look_at_sources(struct climb *climb)
 /* Being a holder is told before anything else that was found on the way. */
 static long look_at_holder(u32 i, struct climb *climb)
 {
-	const struct mount___pins *holder = MOUNT(climb->at);
+	const struct mount *holder = MOUNT(climb->at);
 	u32 questions = climb->questions;
 
 	climb->parent = (u64)holder->mnt_parent;
@@ -353,7 +353,7 @@ static __always_inline u32 ask(u32 questions, u64 mount, u64 dentry)
 		climb.mount_parent = (u64)MOUNT(mount)->mnt_parent;
 		climb.mount_point = (u64)MOUNT(mount)->mnt_mountpoint;
 		climb.with_children = (u64)MOUNT(mount)->mnt_mounts.next !=
-				      mount + core_offset(struct mount___pins, mnt_mounts);
+				      mount + core_offset(struct mount, mnt_mounts);
 	}
 	bpf_loop(PINS_MAX_FILESYSTEMS, look_at_filesystem, &climb, 0);
 	return climb.reason;

@@ -29,36 +29,12 @@ static __always_inline bool is_inner(u64 map)
 	return true;
 }
 
-SEC("lsm/bpf_map")
-int userns_guard_map(u64 *ctx)
-{
-	if (armed && is_inner(ctx[0]))
-		return guard(OP_BPF_MAP, REASON_GUARD_MAP, cast_to(ctx[0], struct bpf_map)->id);
-	return guard_map(ctx);
-}
-
-SEC("lsm/bpf_prog")
-int userns_guard_program(u64 *ctx)
-{
-	return guard_program(ctx);
-}
-
-SEC("lsm/bpf")
-int userns_guard_link(u64 *ctx)
-{
-	return guard_link(ctx);
-}
-
-SEC("lsm/ptrace_access_check")
-int userns_ptrace(u64 *ctx)
-{
-	return guard_ptrace(ctx, 0);
-}
-
-SEC("lsm/ptrace_traceme")
-int userns_traceme(u64 *ctx)
-{
-	return guard_traceme(ctx, 0);
-}
+ARMED_HOOK("lsm/bpf_map", userns_guard_map,
+	   is_inner(ctx[0]) ? guard(OP_BPF_MAP, REASON_GUARD_MAP, cast_to(ctx[0], struct bpf_map)->id)
+			    : guard_map(ctx))
+ARMED_HOOK("lsm/bpf_prog", userns_guard_program, guard_program(ctx))
+ARMED_HOOK("lsm/bpf", userns_guard_link, guard_link(ctx))
+ARMED_HOOK("lsm/ptrace_access_check", userns_ptrace, guard_ptrace(ctx, 0))
+ARMED_HOOK("lsm/ptrace_traceme", userns_traceme, guard_traceme(ctx, 0))
 
 #endif

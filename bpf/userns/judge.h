@@ -35,44 +35,52 @@ static __always_inline bool is_at_or_below(const struct user_namespace *ns, u64 
 	return false;
 }
 
-/* Notes in the question which filesystem it is about. */
-static __always_inline void describe(struct question *question, const struct super_block *sb)
-{
-	question->request.magic = sb->s_magic;
-	question->request.device = sb->s_dev;
-}
+struct listed {
+	const struct user_namespace *ns;
+	void *value; /* NULL: none is listed, and the return value says what that means */
+};
 
-/* The nearest managed namespace at or above the caller's decides, so that unshare() does not lead
- * out of it. A pointer that cannot be read gives inode 0, which is no namespace: refused. `owner` is
- * the namespace to which what is about to be changed belongs, `mount` its unique mount id or 0. */
-static __always_inline u32 judge(struct question *question, const struct user_namespace *owner,
-				 u64 mount)
+/* The nearest namespace at or above the caller's that `map` lists, so that unshare() does not lead
+ * out of it. A pointer that cannot be read gives inode 0, which is no namespace: refused. */
+static __always_inline u32 find_listed(void *map, struct question *question, struct listed *listed)
 {
 	const struct user_namespace *ns = own_namespace();
-	void *mounts = NULL;
-	u32 inode;
 
-	question->managed = 0;
+	listed->value = NULL;
 	question->request.own_inode = ns->ns.inum;
-	question->request.mount_id = mount;
 	for (u32 level = 0; level < USERNS_MAX_LEVELS && level < max_levels; level++) {
-		inode = ns->ns.inum;
+		u32 inode = ns->ns.inum;
+
 		if (!inode)
-			return USERNS_REASON_TOO_DEEP;
-		mounts = bpf_map_lookup_elem(&userns_mounts, &inode);
-		if (mounts)
 			break;
+		listed->value = bpf_map_lookup_elem(map, &inode);
+		if (listed->value) {
+			listed->ns = ns;
+			question->request.managed_inode = inode;
+			return USERNS_REASON_NONE;
+		}
 		if (inode == INIT_USER_NAMESPACE)
 			return USERNS_REASON_NONE;
 		ns = ns->parent;
 	}
-	if (!mounts)
-		return USERNS_REASON_TOO_DEEP;
-	question->request.managed_inode = inode;
-	question->managed = (u64)ns;
-	if (owner && is_at_or_below(owner, (u64)ns))
+	return USERNS_REASON_TOO_DEEP;
+}
+
+/* `owner` is the namespace to which what is about to be changed belongs, `mount` its unique mount id
+ * or 0. */
+static __always_inline u32 judge(struct question *question, const struct user_namespace *owner,
+				 u64 mount)
+{
+	struct listed listed;
+	u32 reason = find_listed(&userns_mounts, question, &listed);
+
+	question->request.mount_id = mount;
+	question->managed = listed.value ? (u64)listed.ns : 0;
+	if (!listed.value)
+		return reason;
+	if (owner && is_at_or_below(owner, (u64)listed.ns))
 		return USERNS_REASON_NONE;
-	if (mount && bpf_map_lookup_elem(mounts, &mount))
+	if (mount && bpf_map_lookup_elem(listed.value, &mount))
 		return USERNS_REASON_NONE;
 	return USERNS_REASON_MOUNT;
 }
@@ -95,7 +103,7 @@ static __always_inline int judge_path(enum userns_operation operation, u64 addre
 
 	mount = cast_to((u64)path->mnt - core_offset(struct mount, mnt), struct mount)->mnt_id_unique;
 	reason = judge(&question, sb->s_user_ns, mount);
-	describe(&question, sb);
+	note_filesystem(&question.request, sb);
 	return answer(&question, reason,
 		      (u64)(dentry ? cast_to(dentry, struct dentry) : path->dentry)->d_name.name);
 }
@@ -105,13 +113,8 @@ static __always_inline u32 judge_filesystem(struct question *question, const str
 {
 	u32 reason = judge(question, sb->s_user_ns, 0);
 
-	describe(question, sb);
+	note_filesystem(&question->request, sb);
 	return reason;
-}
-
-static __always_inline u64 read_word(u64 address)
-{
-	return cast_to(address, struct timespec64)->tv_sec;
 }
 
 /* Overlayfs writes its upper layer with the mounter's credentials and asks no path hook again, so
@@ -125,7 +128,7 @@ static __always_inline u32 judge_overlay(struct question *question, const struct
 
 	/* Asked about no filesystem of its own: is the caller managed at all? */
 	reason = judge(question, NULL, 0);
-	describe(question, sb);
+	note_filesystem(&question->request, sb);
 	if (reason == USERNS_REASON_NONE || reason == USERNS_REASON_TOO_DEEP)
 		return reason;
 	if (!core_type_exists(struct ovl_fs) || !core_type_exists(struct ovl_layer))

@@ -5,12 +5,6 @@
 
 #include "../include/kernel.h"
 
-/* The same struct super_block as include/kernel.h's, with a member more (a flavour, CO-RE cuts the
- * name at ___). */
-struct super_block___flags {
-	unsigned long s_flags;
-} __core;
-
 /* An entry is 8 bytes: tag and permissions, 16 bits each, and a kernel id of 32 bits. */
 struct posix_acl_entry {
 	short e_tag;

@@ -7,19 +7,8 @@
 #include "../include/userns.h"
 #include "kernel.h"
 
-enum {
-	THIS_POLICY = POLICY_USERNS,
-	OPERATIONS = USERNS_OP_COUNT,
-	EVENTS_SIZE = USERNS_EVENTS_SIZE,
-	OP_BPF_MAP = USERNS_OP_BPF_MAP,
-	OP_BPF_PROGRAM = USERNS_OP_BPF_PROGRAM,
-	OP_BPF_LINK = USERNS_OP_BPF_LINK,
-	OP_PTRACE = USERNS_OP_PTRACE,
-	REASON_GUARD_MAP = USERNS_REASON_GUARD_MAP,
-	REASON_GUARD_PROGRAM = USERNS_REASON_GUARD_PROGRAM,
-	REASON_GUARD_LINK = USERNS_REASON_GUARD_LINK,
-	REASON_PTRACE_OWNER = USERNS_REASON_PTRACE_OWNER,
-};
+#define THIS_POLICY POLICY_USERNS
+#define OWN(name) USERNS_##name
 #include "../common/state.h"
 
 enum {
@@ -36,7 +25,7 @@ enum {
 
 	/* struct vfs_ns_cap_data (include/uapi/linux/capability.h) */
 	CAPABILITY_SIZE = 24,
-	CAPABILITY_ROOT = 20,
+	CAPABILITY_LAST = 16, /* the last word; its upper half is the root's id */
 
 	EXTENTS_IN_PLACE = 5, /* UID_GID_MAP_MAX_BASE_EXTENTS */
 
@@ -48,9 +37,6 @@ enum {
 	BTRFS_SUBVOL_CREATE_V2 = 24,
 };
 
-#define OVERLAYFS_MAGIC 0x794c7630
-#define MQUEUE_MAGIC 0x19800202
-#define BTRFS_MAGIC 0x9123683e
 #define INIT_USER_NAMESPACE 0xEFFFFFFDU /* PROC_USER_INIT_INO */
 
 /* Levels of namespaces that are looked at; more than USERNS_MAX_LEVELS mean nothing. */
