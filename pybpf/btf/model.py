@@ -170,12 +170,11 @@ class Btf:
         found = self._names.get(offset)
         if found is not None:
             return found
-        if offset < self.start_str:
-            assert self.base is not None
+        if offset < self.start_str and self.base is not None:
             return self.base.name(offset)
         start, end = self._strings
         at = start + offset - self.start_str
-        if at >= end:
+        if not start <= at < end:
             raise FormatError(f"string offset {offset} is outside the string section",
                               btf=self.label)
         size = 48

@@ -178,7 +178,15 @@ class Map(KernelObject):
 
     # --- keys and values ----------------------------------------------------------------------
 
-    def _key(self, key: Any) -> bytes:
+    def _key(self, key: Any) -> bytes | None:
+        """The key's bytes; None for types that take none, whose key is None."""
+        if self.type in _KEYLESS:
+            if key is not None:
+                raise UsageError("its elements have no keys: give None", map=self._name)
+            return None
+        return self._plain_key(key)
+
+    def _plain_key(self, key: Any) -> bytes:
         return self._bytes(key, self.key_size, self.key_layout, "key")
 
     def _bytes(self, value: Any, size: int, layout: Layout | None, what: str) -> bytes:
@@ -229,7 +237,7 @@ class Map(KernelObject):
         """The value of ``key``, or ``default``. flags: BPF_F_LOCK (5.1). For a queue or stack
         (key None) the next element, which stays."""
         value = self._buffer()
-        raw = None if self.type in _KEYLESS else self._key(key)
+        raw = self._key(key)
         try:
             found = bpf.map_lookup(self.fileno(), raw, value, flags)
         except KernelError as error:
@@ -239,7 +247,7 @@ class Map(KernelObject):
     def update(self, key: Any, value: Any, flags: int = abi.BPF_ANY) -> None:
         """Store ``value``; BPF_NOEXIST: only a new key (else EEXIST), BPF_EXIST: only a present
         one (else ENOENT). key None: push (queue, stack) or add (Bloom filter)."""
-        raw = None if self.type in _KEYLESS else self._key(key)
+        raw = self._key(key)
         try:
             bpf.map_update(self.fileno(), raw, self._value(value), flags)
         except KernelError as error:
@@ -248,14 +256,14 @@ class Map(KernelObject):
     def delete(self, key: Any) -> bool:
         """Remove ``key``; False if it was not there. Elements of arrays cannot go: EINVAL."""
         try:
-            return bpf.map_delete(self.fileno(), self._key(key))
+            return bpf.map_delete(self.fileno(), self._plain_key(key))
         except KernelError as error:
             raise error.at(map=self._name)  # noqa: B904
 
     def pop(self, key: Any = None, default: Any = None) -> Any:
         """Look up and delete in one step (queue and stack 4.20, hash maps 5.14)."""
         value = self._buffer()
-        raw = None if self.type in _KEYLESS else self._key(key)
+        raw = self._key(key)
         try:
             found = bpf.map_lookup_and_delete(self.fileno(), raw, value)
         except KernelError as error:
@@ -269,7 +277,7 @@ class Map(KernelObject):
             raise UsageError("its elements are neither maps nor programs", map=self.name)
         number = bytearray(self.value_size)
         try:
-            found = bpf.map_lookup(self.fileno(), self._key(key), number)
+            found = bpf.map_lookup(self.fileno(), self._plain_key(key), number)
         except KernelError as error:
             raise error.at(map=self._name)  # noqa: B904
         if not found:
@@ -287,7 +295,10 @@ class Map(KernelObject):
         The key behind the current one is fetched before that is handed out, so the current one
         may be deleted. If the fetched one vanishes instead, the kernel starts again at the first:
         then those that were handed out already are passed over.
+        Raises KernelError, UsageError for a type without keys (a queue: see ``pop``).
         """
+        if self.type in _KEYLESS:
+            raise UsageError("its elements have no keys", map=self._name)
         seen: set[bytes] | None = None if self.type in _ARRAYS else set()
         key: bytes | None = None
         waiting: bytes | None = None
@@ -425,7 +436,9 @@ class Map(KernelObject):
     def update_batch(self, pairs: Any) -> int:
         """Store many (key, value) pairs in one call; returns their number."""
         items = list(pairs)
-        keys = self._many([key for key, _ in items], self.key_size, self.key_layout, self._key)
+        keys = self._many(
+            [key for key, _ in items], self.key_size, self.key_layout, self._plain_key
+        )
         new = [value for _, value in items]
         if self.per_cpu or self.type in _OF_FDS:
             values = b"".join(map(self._value, new))
@@ -436,7 +449,7 @@ class Map(KernelObject):
     def delete_batch(self, keys: Any) -> int:
         """Delete many keys in one call; ENOENT (with the count done) if one is missing."""
         items = list(keys)
-        raw = self._many(items, self.key_size, self.key_layout, self._key)
+        raw = self._many(items, self.key_size, self.key_layout, self._plain_key)
         return self._write_batch(abi.BPF_MAP_DELETE_BATCH, len(items), raw, None)
 
     @staticmethod

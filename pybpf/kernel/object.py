@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelObject", "iterate_ids", "unlink_pin"]
 
+_EEXIST = 17
+
 
 class KernelObject:
     """An open object of the kernel. It owns ``fd`` and closes it on close(), at the end of a
@@ -48,7 +50,12 @@ class KernelObject:
 
     @classmethod
     def from_id(cls, ident: int, *, flags: int = 0) -> Self:
-        """Open the object with this kernel-assigned id (4.13; links 5.8). Needs CAP_SYS_ADMIN."""
+        """Open the object with this kernel-assigned id (4.13; links 5.8). Needs CAP_SYS_ADMIN.
+
+        Raises KernelError (ENOENT: there is none), UsageError for what is no id.
+        """
+        if not 0 <= ident < 1 << 32:
+            raise UsageError(f"{ident} is no id: those have 32 bits", kind=cls.KIND)
         try:
             return cls(bpf.fd_by_id(cls.GET_FD, ident, flags))
         except KernelError as error:
@@ -113,7 +120,8 @@ class KernelObject:
         try:
             bpf.obj_pin(self.fileno(), path)
         except KernelError as error:
-            error.hint = pin_hint(path) or error.hint
+            if error.errno != _EEXIST:
+                error.hint = pin_hint(path) or error.hint
             raise error.at(**{self.KIND: self._name, "path": path})  # noqa: B904
 
     def _raw_info(self, fields: dict[str, int] | None = None) -> bytearray:

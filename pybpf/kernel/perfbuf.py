@@ -135,6 +135,7 @@ class PerfBuffer:
         The memoryview is valid during the call only. An exception of the callback ends the loop
         after the record it was given has been consumed. limit: at most so many records.
         """
+        self._check_open()
         taken = 0
         for ring in self._rings:
             if limit is not None and taken >= limit:
@@ -220,6 +221,7 @@ class PerfBuffer:
     @property
     def pending(self) -> int:
         """Bytes that wait in all rings, headers included."""
+        self._check_open()
         total = 0
         for ring in self._rings:
             with memoryview(ring.view) as whole, whole.cast("Q") as words:
@@ -228,12 +230,14 @@ class PerfBuffer:
 
     def fileno(self) -> int:
         """An epoll fd that is readable when any ring has records, for selectors and asyncio."""
+        self._check_open()
         return self._epoll.fileno()
 
     # --- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take the events out of the map and the rings out of memory."""
+        """Take the events out of the map and the rings out of memory. What else is asked of a
+        closed buffer raises UsageError."""
         self._epoll.close()
         while self._rings:
             ring = self._rings.pop()
@@ -244,6 +248,10 @@ class PerfBuffer:
                     bpf.map_delete(self._map.fileno(), ring.cpu.to_bytes(4, sys.byteorder))
             finally:
                 os.close(ring.fd)
+
+    def _check_open(self) -> None:
+        if self._epoll.closed:
+            raise UsageError("the perf buffer is closed", map=self._map.name)
 
     def __enter__(self) -> Self:
         return self

@@ -70,6 +70,11 @@ class Ring:
         except OSError as error:
             raise fail("mmap", error.errno or 22, map=self._map.name) from None
 
+    def _check_open(self) -> None:
+        """Raise UsageError once the ring is closed."""
+        if self._consumer.closed:
+            raise UsageError("the ring buffer is closed", map=self._map.name)
+
     def _fence(self) -> None:
         if self._barrier is not None:
             self._barrier.acquire()
@@ -88,6 +93,7 @@ class Ring:
     @property
     def pending(self) -> int:
         """Bytes between the consumer's and the producer's position, headers included."""
+        self._check_open()
         with memoryview(self._consumer) as tail, tail.cast("Q") as consumer:
             done = consumer[0]
         with memoryview(self._producer) as head, head.cast("Q") as producer:
@@ -103,7 +109,8 @@ class Ring:
         return self._map.fileno()
 
     def close(self) -> None:
-        """Take the ring out of memory; the map stays open, and what is in it stays."""
+        """Take the ring out of memory; the map stays open, and what is in it stays. What else is
+        asked of a closed ring raises UsageError."""
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None

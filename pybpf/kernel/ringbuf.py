@@ -61,6 +61,7 @@ class RingBuffer(Ring):
         The memoryview is valid during the call only. An exception of the callback ends the loop
         after the record it was given has been consumed. limit: at most so many records.
         """
+        self._check_open()
         taken = 0
         page = mmap.PAGESIZE
         with (
@@ -114,6 +115,7 @@ class RingBuffer(Ring):
 
     def _copies(self, limit: int | None) -> list[bytes]:
         """Copies of the records that were there when the call began."""
+        self._check_open()
         out: list[bytes] = []
         add, data, size, page = out.append, self._producer, self._size, mmap.PAGESIZE
         fenced = self._barrier is not None

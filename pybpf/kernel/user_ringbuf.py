@@ -48,12 +48,17 @@ class UserRingBuffer(Ring):
         """Put one record in; False if there is no room, after ``timeout`` seconds of waiting for
         it (None: for ever; a program must drain with a wake-up meanwhile).
 
-        Raises UsageError for a record that is larger than the ring.
+        Raises UsageError for a record that is larger than the ring, or no bytes.
         """
         if self._layout is not None:
             data = _layout.encode(self._layout, record, sys.byteorder)
-        else:
+        elif isinstance(record, (bytes, bytearray, memoryview)):
             data = bytes(record)
+        else:
+            raise UsageError(
+                f"a record is bytes, not {type(record).__name__}, without a layout",
+                map=self._map.name,
+            )
         total = (len(data) + _HEADER + 7) // 8 * 8
         if total > self._size:
             raise UsageError(

@@ -135,13 +135,21 @@ def pack(layout: Layout, size: int, fields: dict[str, int | bytes]) -> bytearray
 
 
 def put(attr: bytearray, layout: Layout, name: str, value: int | bytes) -> None:
-    """Store one field; ints are taken modulo the field's width, so that -1 is allowed."""
+    """Store one field, an unsigned int or a negative one of its width (-1 where that means none).
+
+    Raises UsageError for what does not fit: cut, it would mean something else.
+    """
     offset, width = layout[name]
     if isinstance(value, int):
-        _pack_into(_FORMATS[width], attr, offset, value & _MASKS[width])
+        mask = _MASKS[width]
+        if not -(mask >> 1) - 1 <= value <= mask:
+            raise UsageError(f"{name} has {width} bytes, and {value} does not fit")
+        _pack_into(_FORMATS[width], attr, offset, value & mask)
+    elif not isinstance(value, (bytes, bytearray, memoryview)):
+        raise UsageError(f"{name} is a number or bytes, not {type(value).__name__}")
+    elif len(value) > width:
+        raise UsageError(f"{name} takes {width} bytes, not {len(value)}")
     else:
-        if len(value) > width:
-            raise UsageError(f"{name} takes {width} bytes, not {len(value)}")
         attr[offset : offset + len(value)] = value
 
 
@@ -233,7 +241,10 @@ def map_create(
 def _element(cmd: int, fd: int, key: Buffer | None, value: Buffer | None, flags: int) -> None:
     held_key, held_value = Pointer(key), Pointer(value)
     attr = bytearray(layouts.SIZE_MAP_ELEM)
-    _pack_into("=I4xQQQ", attr, 0, fd, held_key.address, held_value.address, flags)
+    try:
+        _pack_into("=I4xQQQ", attr, 0, fd, held_key.address, held_value.address, flags)
+    except struct.error:
+        raise UsageError(f"fd {fd} or flags {flags} is no such number") from None
     call(cmd, attr)
 
 
@@ -325,9 +336,15 @@ def raw_tracepoint_open(prog_fd: int, name: str | None = None, cookie: int = 0) 
 # --- objects of every kind --------------------------------------------------------------------
 
 
+def _path(path: str) -> Pointer:
+    if "\0" in path:
+        raise UsageError(f"a path ends at a NUL byte, and {path!r} goes on")
+    return Pointer(path.encode("utf-8", "surrogateescape") + b"\0")
+
+
 def obj_pin(fd: int, path: str) -> None:
     """BPF_OBJ_PIN (4.4): ``path`` must be on a bpf filesystem, without dots in the last name."""
-    held = Pointer(path.encode("utf-8", "surrogateescape") + b"\0")
+    held = _path(path)
     attr = bytearray(layouts.SIZE_OBJ)
     _pack_into("=QI", attr, 0, held.address, fd)
     call(abi.BPF_OBJ_PIN, attr)
@@ -335,7 +352,7 @@ def obj_pin(fd: int, path: str) -> None:
 
 def obj_get(path: str, flags: int = 0) -> int:
     """BPF_OBJ_GET: an fd of what is pinned at ``path``."""
-    held = Pointer(path.encode("utf-8", "surrogateescape") + b"\0")
+    held = _path(path)
     attr = bytearray(layouts.SIZE_OBJ)
     _pack_into("=QII", attr, 0, held.address, 0, flags)
     return call(abi.BPF_OBJ_GET, attr)

@@ -18,14 +18,12 @@ from tests.kernel.lacks import need
 FILE = Path(__file__).parent.parent / "objects" / "attach.bpf.o"
 
 
-@functools.cache
-def read_spec() -> ObjectSpec:
-    return pybpf.read(FILE)
+_read = functools.cache(pybpf.read)
 
 
 def only(*programs: str) -> ObjectSpec:
     """The object with these programs only, which count for this process."""
-    spec = read_spec()
+    spec = _read(FILE)
     for name in spec.programs:
         if name not in programs:
             spec = spec.with_program(name, autoload=False)

@@ -8,19 +8,22 @@ import os
 import select
 import struct
 import time
+from collections.abc import Callable
 
 import pytest
 
 import pybpf
 from pybpf.errors import UsageError
 from pybpf.kernel import aio
+from pybpf.kernel.cpus import possible_cpus
 from pybpf.kernel.map import create
 from pybpf.kernel.perfbuf import PerfBuffer
 from pybpf.kernel.ringbuf import RingBuffer
 from pybpf.kernel.user_ringbuf import UserRingBuffer
 from pybpf.plan.live import Object
 from pybpf.plan.run import run
-from tests.kernel.attaching import getpriority, read_spec
+from pybpf.sys import abi
+from tests.kernel.attaching import getpriority, only
 from tests.kernel.helpers import HASH
 from tests.kernel.test_ringbuf import output, send, the_plan
 
@@ -28,12 +31,7 @@ pytestmark = pytest.mark.kernel
 
 
 def load(program: str) -> Object:
-    spec = read_spec()
-    for name in spec.programs:
-        if name != program:
-            spec = spec.with_program(name, autoload=False)
-    spec = spec.with_variables(pid=os.getpid())
-    return pybpf.load(spec, export=("struct number_event",))
+    return pybpf.load(only(program), export=("struct number_event",))
 
 
 def event(number: int) -> dict[str, int]:
@@ -127,6 +125,9 @@ def test_a_user_ring_buffer(prefix: str) -> None:
                 ring.write(bytes(4096))
             with pytest.raises(UsageError):
                 RingBuffer(obj.maps["from_user"])
+            for what in (5, "text"):
+                with pytest.raises(UsageError, match="a record is bytes"):
+                    ring.write(what)
             assert ring.write(bytes([1]) + bytes(15))
             getpriority()
             assert obj.vars["count"] == 4 + written + 1000
@@ -170,3 +171,31 @@ def test_asyncio_and_epoll_with_a_perf_buffer(prefix: str) -> None:
             assert poller.poll(5) == [(buffer.fileno(), select.EPOLLIN)]
             assert buffer.read() == [event(9)]
             assert poller.poll(0.01) == []
+
+
+def test_what_is_closed_says_so(prefix: str) -> None:
+    with create(abi.BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, name=f"{prefix}_r") as m:
+        ring = RingBuffer(m)
+        ring.close()
+        ring.close()
+        acts: list[Callable[[], object]] = [
+            ring.read, lambda: ring.pending, lambda: ring.poll(0), lambda: ring.wait(0),
+            lambda: ring.consume(print),
+        ]  # fmt: skip
+        for act in acts:
+            with pytest.raises(UsageError, match=f"map {prefix}_r: the ring buffer is closed"):
+                act()
+    with create(abi.BPF_MAP_TYPE_USER_RINGBUF, 0, 0, 4096, name=f"{prefix}_u") as m:
+        user = UserRingBuffer(m)
+        user.close()
+        with pytest.raises(UsageError, match="is closed"):
+            user.write(b"x")
+    with create(abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY, 4, 4, possible_cpus(), name=f"{prefix}_p") as m:
+        perf = PerfBuffer(m)
+        perf.close()
+        perf.close()
+        acts = [perf.read, lambda: perf.pending, lambda: perf.poll(0), perf.fileno,
+                lambda: perf.consume(print)]  # fmt: skip
+        for act in acts:
+            with pytest.raises(UsageError, match="the perf buffer is closed"):
+                act()

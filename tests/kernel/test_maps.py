@@ -264,3 +264,40 @@ def test_many_keys_than_one_bucket(prefix: str) -> None:
         assert sum(1 for _ in m.lookup_batch()) == 5000
         assert sum(1 for _ in m) == 5000
         assert bpf.map_lookup(m.fd, struct.pack("=Q", 4999), bytearray(8))
+
+
+def test_types_without_keys_take_none(prefix: str) -> None:
+    with create(abi.BPF_MAP_TYPE_QUEUE, 0, 4, 2, name=f"{prefix}_q", value_layout=U32) as m:
+        m.update(None, 5)
+        assert m.lookup(None) == m.pop() == 5
+        for act in (lambda: m.update(7, 5), lambda: m[0], lambda: m.pop(1), lambda: list(m)):
+            with pytest.raises(UsageError, match="have no keys"):
+                act()
+
+
+def test_numbers_that_do_not_fit_are_not_cut() -> None:
+    """A field of 32 bits would make 1 of the first, and a map of one entry."""
+    for entries in ((1 << 32) + 1, -(1 << 32), "8"):
+        with pytest.raises(UsageError, match="max_entries"):
+            create(ARRAY, 4, 4, entries)  # type: ignore[arg-type]
+    with create(ARRAY, 4, 4, 1) as m, pytest.raises(UsageError, match="flags"):
+        m.update(0, 1, flags=-1)
+    for ident in (-1, 1 << 32):
+        with pytest.raises(UsageError, match="is no id"):
+            Map.from_id(ident)
+
+
+def test_names_with_a_nul(prefix: str, bpffs: Path) -> None:
+    """The kernel would take the part before it."""
+    with create(ARRAY, 4, 4, 1, name=f"{prefix}_m") as m:
+        with pytest.raises(UsageError, match="NUL"):
+            m.pin(f"{bpffs}/one\0two")
+        m.pin(f"{bpffs}/one")
+        with pytest.raises(KernelError, match="EEXIST") as caught:
+            m.pin(f"{bpffs}/one")
+        assert caught.value.hint is None
+        with pytest.raises(UsageError, match="NUL"):
+            Map.from_pin(f"{bpffs}/one\0two")
+    # The kernel puts two files of its own there.
+    assert {p.name for p in bpffs.iterdir()} - {"maps.debug", "progs.debug"} == {"one"}
+    (bpffs / "one").unlink()
