@@ -217,6 +217,12 @@ def test_the_status_that_the_iterator_prints() -> None:
     )
 
 
+def test_a_status_in_audit_mode() -> None:
+    found = userns_status.UsernsStatus(STATUS.replace("audit 0", "audit 1"))
+    assert found.as_dict()["mode"] == "audit"
+    assert found.text().startswith("userns: armed, audit: would-be denials are reported")
+
+
 def test_who_administers() -> None:
     assert "CAP_SYS_ADMIN" in userns_status.UsernsStatus(STATUS).text()
     text = STATUS.replace("administrators 1", "administrators 0")
