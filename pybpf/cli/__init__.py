@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 from io import TextIOWrapper
 
 from pybpf.errors import PybpfError, UsageError
@@ -82,6 +81,7 @@ def _parser(
 ) -> tuple[argparse.ArgumentParser, dict[str, Callable[[Any], int]]]:
     """The parser, with the options of the one command that is called: only its module loads."""
     import argparse
+    from importlib import import_module
 
     class Help(argparse.HelpFormatter):
         def __init__(self, prog: str) -> None:

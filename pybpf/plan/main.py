@@ -77,9 +77,6 @@ def execute(
             except BaseException:
                 _unpin(pins)
                 raise
-            import gc
-
-            gc.enable()  # a bundle's stub turns it off: there is no garbage while loading
             if seconds is not None:
                 _signal.sigtimedwait(wanted, seconds)
             elif attach and not _stays(live, pins):

@@ -50,7 +50,6 @@ _WIDTH = 7600  # Python's tokenizer reads into 8 KiB at a time
 # program. The loader does not come back. o: where the sections begin, from the end of the file.
 _STUB = """\
 try:
- import gc;gc.disable()
  import sys,_frozen_importlib_external as m
  from binascii import a2b_base64 as a,crc32 as c
  from marshal import loads as l

@@ -42,8 +42,6 @@ RARE = (
 )  # fmt: skip
 #: What is set apart from a module that is imported at once is named after it.
 REST = ":rest"
-#: Tables of which only what is named somewhere else in the executor travels.
-_TABLES = ("pybpf.sys.numbers_aarch64", "pybpf.sys.numbers_x86_64")
 #: Modules of C behind modules of Python that only wrap them.
 _CORES = {"struct": "_struct"}
 
@@ -115,8 +113,6 @@ def merge(plan: ops.Plan | None = None) -> Merged:
     lean = {name: _lean(tree) for name, tree in trees.items()}
     if not any(_ABI in _imports(tree, nested=True) for tree in lean.values()):
         del lean[_ABI]  # all of its numbers became constants
-    for name in _TABLES:
-        lean[name] = _Shaken(_strings(lean)).visit(lean[name])
     rests = _set_apart({name: lean[name] for name in first if name in lean})
     return Merged(
         (
@@ -206,33 +202,6 @@ def _said(node: ast.stmt) -> set[str]:
         elif isinstance(part, ast.alias):
             found.add(part.name)
     return found
-
-
-def _strings(trees: dict[str, ast.Module]) -> set[str]:
-    """Every string in a module that is no table."""
-    return {
-        node.value
-        for name, tree in trees.items()
-        if name not in _TABLES
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-
-
-class _Shaken(ast.NodeTransformer):
-    """Takes items of dicts away whose names nobody says."""
-
-    def __init__(self, said: set[str]) -> None:
-        self._said = said
-
-    def visit_Dict(self, node: ast.Dict) -> ast.Dict:
-        kept = [
-            (key, value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if not isinstance(key, ast.Constant) or key.value in self._said
-        ]
-        node.keys, node.values = [key for key, _ in kept], [value for _, value in kept]
-        return node
 
 
 def _parse(name: str) -> ast.Module:
