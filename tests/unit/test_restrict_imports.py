@@ -23,8 +23,8 @@ HEAVY = {
         "init", "initramfs_start", "fsaccess", "handover", "lockout", "preflight", "devmapper",
         "keyring", "mounts", "modules", "events", "seccomp", "serve", "status", "simulate",
         "config", "guard", "kmsg", "gpt", "images", "disks", "cli", "policy", "pins", "pins_status",
-        "keep", "keep_pins", "keep_ownerless", "keep_keeper", "upgrade", "userns_pins",
-        "userns_status",
+        "keep", "keep_init", "keep_pins", "keep_ownerless", "keep_keeper", "resume", "upgrade",
+        "userns_pins", "userns_status",
     ],
 )  # fmt: skip
 def test_early_boot_imports_little(module: str) -> None:

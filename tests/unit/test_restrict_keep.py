@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pybpf.errors import PybpfError
-from restrict import config, enable_cli, keep, keep_init, keep_pins, status
+from restrict import config, enable_cli, handover, keep, keep_init, keep_pins, status
 from restrict.errors import ConfigError, RestrictError
 from restrict.guard import is_alive, start_ticks
 from restrict.keep import METHODS, State, by_number, method
@@ -213,3 +213,14 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert "Wait for it" in str(caught.value)
     with keep_pins.Turn(folder):
         assert os.stat(folder).st_mode & 0o777 == 0o700
+
+
+def test_systemd_is_not_handed_descriptors(tmp_path: Path) -> None:
+    for name in ("systemd", "init"):
+        (tmp_path / name).touch()
+    (tmp_path / "sbin-init").symlink_to("systemd")
+    handover.check_successor(str(tmp_path / "init"))
+    for name in ("systemd", "sbin-init"):
+        with pytest.raises(RestrictError, match="closes the descriptors") as caught:
+            handover.check_successor(str(tmp_path / name))
+        assert "keep = pins" in str(caught.value)
