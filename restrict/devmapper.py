@@ -50,6 +50,9 @@ _VERBS = {
 
 READONLY_FLAG, SUSPEND_FLAG, STATUS_TABLE_FLAG = 1 << 0, 1 << 1, 1 << 4
 BUFFER_FULL_FLAG, SKIP_LOCKFS_FLAG, NOFLUSH_FLAG = 1 << 8, 1 << 10, 1 << 11
+# DM_UDEV_PRIMARY_SOURCE_FLAG of libdevmapper, where DM_UDEV_FLAGS_SHIFT puts it. The kernel hands
+# it to udev as DM_COOKIE (dm_kobject_uevent); without a number below it nobody waits for udev.
+_UDEV_PRIMARY_SOURCE = 0x0040 << 16
 
 _MAX_BUFFER = 1 << 20  # ample for every list and table; the kernel's own limit is higher
 
@@ -228,6 +231,7 @@ class DeviceMapper:
         name: bytes = b"",
         dev: int = 0,
         flags: int = 0,
+        event: int = 0,
         targets: int = 0,
         payload: bytes = b"",
         room: int = 0,
@@ -239,8 +243,9 @@ class DeviceMapper:
             size = (size + 7) & ~7
             buffer = bytearray(size)
             HEADER.pack_into(
-                buffer, 0, 4, 0, 0, size, HEADER.size, targets, 0, flags, 0, 0, dev, name, b"", b""
-            )
+                buffer, 0, 4, 0, 0, size, HEADER.size, targets, 0, flags, event, 0, dev, name, b"",
+                b"",
+            )  # fmt: skip
             buffer[HEADER.size : HEADER.size + len(payload)] = payload
             with KernelLog() as log:
                 try:
@@ -299,11 +304,16 @@ class DeviceMapper:
             hints=_SIGNATURE if any(t.type == "verity" for t in targets) else None,
         )[0]
 
-    def resume(self, name: str) -> Device:
-        """Make the loaded table live."""
+    def resume(self, name: str, *, udev: bool = False) -> Device:
+        """Make the loaded table live.
+
+        udev: tell udev's rules for device-mapper (lvm2's 10-dm.rules) that the device is there to
+        be used: they pass over it otherwise, and systemd waits for it for ever.
+        """
         return self._call(
             DM_DEV_SUSPEND,
             name=_check_name(name),
+            event=_UDEV_PRIMARY_SOURCE if udev else 0,
             hints={errno.EPERM: "A security module refused the device (bdev_setintegrity)."},
         )[0]
 
@@ -352,7 +362,7 @@ class DeviceMapper:
         self.create(name)
         try:
             self.load(name, [verity.target()], readonly=True)
-            return self.resume(name)
+            return self.resume(name, udev=True)
         except BaseException:
             try:
                 self.remove(name)

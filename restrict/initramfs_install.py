@@ -15,6 +15,7 @@ from restrict.errors import RestrictError
 __all__ = ["GENERATORS", "install"]
 
 _DRACUT = "usr/lib/dracut/modules.d"
+_SCRIPTS = ("module-setup.sh", "restrict-open.sh", "restrict-opened.sh")
 # generator: what tells that it is there, then (file of ours, place) …
 GENERATORS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "initramfs-tools": (
@@ -26,10 +27,7 @@ GENERATORS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     ),
     "dracut": (
         _DRACUT,
-        (
-            ("dracut/70restrict/module-setup.sh", f"{_DRACUT}/70restrict/module-setup.sh"),
-            ("dracut/70restrict/restrict-open.sh", f"{_DRACUT}/70restrict/restrict-open.sh"),
-        ),
+        tuple((f"dracut/70restrict/{n}", f"{_DRACUT}/70restrict/{n}") for n in _SCRIPTS),
     ),
 }
 
@@ -49,9 +47,7 @@ def install(generator: str, root: str | Path = "/") -> list[str]:
     sign, files = GENERATORS[generator]
     top = Path(root)
     if not (top / sign).is_dir():
-        raise RestrictError(
-            f"{generator} is not installed: there is no /{sign}.", folder=str(root)
-        )
+        raise RestrictError(f"{generator} is not installed: there is no /{sign}.", folder=str(root))
     written = []
     for source, name in files:
         target = top / name

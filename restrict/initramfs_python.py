@@ -32,6 +32,7 @@ _SINGLE = ("pybpf", "pybpf.errors", "pybpf.record", *_ROOMS)
 # Codecs are imported when they are first used: these by the interpreter itself, others where our
 # sources name them.
 _CODECS = ("utf-8", "ascii", "latin-1")
+_ANOTHER = "Give CPython 3.11 or later with --python."
 
 _TRACE = """
 import sys
@@ -147,11 +148,13 @@ def _run(command: Sequence[str], what: str, *, data: str | None = None, seed: bo
         )
     except OSError as e:
         raise RestrictError(
-            f"the interpreter cannot be started: {e.strerror}.", interpreter=command[0]
+            f"the interpreter cannot be started: {e.strerror}.",
+            hint=_ANOTHER,
+            interpreter=command[0],
         ) from None
     if done.returncode:
         tail = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise RestrictError(f"{what} failed: {tail[0]}", interpreter=command[0])
+        raise RestrictError(f"{what} failed: {tail[0]}.", hint=_ANOTHER, interpreter=command[0])
     return done.stdout
 
 
@@ -260,11 +263,13 @@ def inspect_interpreter(
     try:
         traced = json.loads(text)
     except ValueError:
-        raise RestrictError("this is not a Python interpreter.", interpreter=str(python)) from None
+        raise RestrictError(
+            "this is not a Python interpreter.", hint=_ANOTHER, interpreter=str(python)
+        ) from None
     if traced["implementation"] != "cpython" or tuple(traced["version"]) < (3, 11):
         raise RestrictError(
-            f"it is {traced['implementation']} {'.'.join(map(str, traced['version']))}; CPython "
-            "3.11 or later is needed.",
+            f"it is {traced['implementation']} {'.'.join(map(str, traced['version']))}.",
+            hint=_ANOTHER,
             interpreter=str(python),
         )
     if traced["failed"] is not None:

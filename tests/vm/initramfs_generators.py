@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["by_initramfs_tools"]
+__all__ = [
+    "DRACUT", "PLAIN", "SYSTEMD", "by_dracut", "by_dracut_with_systemd", "by_initramfs_tools",
+]  # fmt: skip
 
 
-def _made(
-    run: Mapping[str, Any], script: str, files: Mapping[str, bytes], **changes: str
-) -> bytes:
+def _made(run: Mapping[str, Any], script: str, files: Mapping[str, bytes], **changes: str) -> bytes:
     from tools.guest.generators import run_generator
     from tools.guest.lanes import lane_of
     from tools.guest.packages import kernel
@@ -53,3 +53,23 @@ def by_initramfs_tools(run: Mapping[str, Any]) -> bytes:
             "etc/initramfs-tools/conf.d/test": b"MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n",
         },
     )
+
+
+#: MODULES and VERSION are put in. Few modules and drivers, and quick compression: the test's time.
+DRACUT = """\
+restrict initramfs install dracut
+dracut --force --no-hostonly --no-hostonly-cmdline --modules 'MODULES restrict' \\
+    --drivers 'virtio_pci virtio_blk' --compress 'zstd -1' --kver VERSION /tmp/initrd
+"""
+PLAIN = "base fs-lib kernel-modules rootfs-block udev-rules shell-interpreter shutdown"
+SYSTEMD = "systemd systemd-initrd dracut-systemd"
+
+
+def by_dracut(run: Mapping[str, Any]) -> bytes:
+    """With dracut's own script as PID 1, which hands fds on but not the environment."""
+    return _made(run, DRACUT.replace("MODULES", PLAIN), {})
+
+
+def by_dracut_with_systemd(run: Mapping[str, Any]) -> bytes:
+    """With systemd as PID 1, which closes what it inherits; the configuration has no `keep`."""
+    return _made(run, DRACUT.replace("MODULES", f"{PLAIN} {SYSTEMD}"), {}, keep="")

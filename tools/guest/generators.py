@@ -22,7 +22,7 @@ from .trees import PROJECT
 
 __all__ = ["generator_tree", "run_generator"]
 
-_FORMAT = "1"
+_FORMAT = "2"
 _SUITE = "trixie"
 _COMMON = (
     "kmod", "zstd", "xz-utils", "bash", "dash", "coreutils", "sed", "grep", "findutils", "mawk",
@@ -32,8 +32,8 @@ _COMMON = (
 #: What each tree has beside that.
 _PACKAGES = {
     "initramfs": (
-        "initramfs-tools", "dracut-core", "klibc-utils", "busybox", "udev", "systemd", "dmsetup",
-        "cpio", "dpkg",
+        "initramfs-tools", "dracut-core", "klibc-utils", "busybox", "udev", "systemd",
+        "systemd-sysv", "dmsetup", "cpio", "dpkg",
     ),
     "mkosi": ("mkosi", "systemd-repart", "libcryptsetup12", "erofs-utils", "openssl"),
 }  # fmt: skip
@@ -67,6 +67,10 @@ def generator_tree(kind: str) -> Path:
             link = tree / "usr/bin" / name
             if not link.exists():
                 link.symlink_to(to)
+        # dracut looks there for libraries that are opened by name, such as udevd's libkmod.
+        done = _run([str(tree / "usr/sbin/ldconfig"), "-r", str(tree)])
+        if done.returncode:
+            raise GuestError(f"ldconfig failed: {done.stdout.strip()}")
 
     target = cache_root() / f"generators-{kind}-{content_hash([_FORMAT, _SUITE, *names])}"
     return publish(target, build, f"the tree of generators ({kind}) from Debian packages", keep=2)

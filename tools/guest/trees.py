@@ -17,7 +17,7 @@ __all__ = ["PROJECT", "project_files", "project_tree", "small_system", "system_t
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-_FORMAT = "4"
+_FORMAT = "5"
 _PYTHON = "usr/lib/python3.11"
 _DYNLOAD = f"{_PYTHON}/lib-dynload"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -107,6 +107,7 @@ def _skeleton(tree: Path) -> None:
     )
     (tree / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
     (tree / "etc/hostname").write_text("guest\n")
+    (tree / "usr/lib/os-release").write_text("ID=guest\n")  # systemd switches to no other root
 
 
 def _stdlib(tools: Toolbox, tree: Path) -> None:
