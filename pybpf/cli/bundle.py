@@ -55,14 +55,18 @@ def run(args: argparse.Namespace) -> int:
 
         data = build(data)
     folder = os.path.dirname(args.output) or "."
-    fd, temporary = tempfile.mkstemp(dir=folder, prefix=".bundle-")
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(temporary, args.output)
-    except BaseException:
-        os.unlink(temporary)
+        fd, temporary = tempfile.mkstemp(dir=folder, prefix=".bundle-")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), 0o644)
+            os.replace(temporary, args.output)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        error.filename = args.output  # not that of the temporary file
         raise
     print(f"{args.output}: {len(data)} bytes, {len(plan.programs)} programs, {len(plan.maps)} maps")
     return 0

@@ -91,6 +91,8 @@ def target_of(args: argparse.Namespace) -> Target:
     from pybpf.compiler.target import Target
 
     if args.btf is None:
+        if args.config is not None:
+            raise UsageError("--config goes with --btf: the running kernel's own is read.")
         return Target.of_running()
     return Target.from_btf(args.btf, config=args.config)
 

@@ -9,6 +9,7 @@ from pybpf.errors import PybpfError
 from pybpf.plan.ops import Plan
 from pybpf.spec import ObjectSpec, ProgramSpec, Ref
 from pybpf.sys.abi_names import ATTACH_TYPE_NAMES, MAP_TYPE_NAMES, PROG_TYPE_NAMES
+from pybpf.sys.files import read_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tell what the file holds."""
-    with open(args.file, "rb") as file:
-        head = file.read(4)
-    if head != b"\x7fELF":
+    if read_head(args.file) != b"\x7fELF":
         from pybpf.plan.bundle import read
 
         return _plan(read(args.file), args)

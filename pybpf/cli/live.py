@@ -41,6 +41,7 @@ from pybpf.kernel.object import KernelObject, iterate_ids
 from pybpf.kernel.program import Program
 from pybpf.sys import abi
 from pybpf.sys.abi_names import LINK_TYPE_NAMES, MAP_TYPE_NAMES, PROG_TYPE_NAMES
+from pybpf.sys.files import read_head
 
 __all__ = ["add_btf", "add_link", "add_map", "add_prog", "run"]
 
@@ -142,7 +143,7 @@ def _all(cls: type[KernelObject], command: int) -> Iterator[KernelObject]:
 def _open(args: argparse.Namespace) -> Any:
     """The object meant; UsageError where a name is that of none or of several."""
     cls, command, _ = _KINDS[args.kind]
-    if args.which.isdigit():
+    if args.which.isdecimal():
         return cls.from_id(int(args.which))
     if "/" in args.which:
         return cls.from_pin(args.which)
@@ -355,16 +356,18 @@ def _minimal(args: argparse.Namespace) -> int:
 def _find_btf(which: str, base_file: str | None = None) -> Btf:
     if which == "vmlinux":
         return Btf.vmlinux()
-    if which.isdigit():
+    if which.isdecimal():
         with BtfObject.from_id(int(which)) as kept:
             info = kept.info()
             base = Btf.vmlinux() if info["kernel_btf"] and info["name"] != "vmlinux" else None
             return Btf.parse(kept.data(), base=base, name=info["name"] or which)
     if "/" not in which and not os.path.exists(which) and os.path.exists(f"{SYSFS}/{which}"):
         return Btf.module(which, Btf.vmlinux())
-    with open(which, "rb") as file:
-        head = file.read(4)
-    if head == b"\x7fELF":
+    if "/" not in which and not os.path.exists(which):
+        raise UsageError(
+            f"there is neither a file {which!r} nor a loaded module of this name with BTF."
+        )
+    if read_head(which) == b"\x7fELF":
         from pybpf.elf.reader import read
 
         found = read(which).btf

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pybpf.cli.common import add_edits, edit, read_object
 from pybpf.errors import UsageError
 from pybpf.plan.main import Help, arguments, execute
+from pybpf.sys.files import read_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _plan(path: str, args: Any) -> Plan:
     """The Plan of a bundle, or one compiled from an object for the running kernel."""
-    with open(path, "rb") as file:
-        head = file.read(4)
-    if head != b"\x7fELF":
+    if read_head(path) != b"\x7fELF":
         from pybpf.plan.bundle import read
 
         if args.set or args.set_max_entries or args.disable:

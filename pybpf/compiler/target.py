@@ -7,9 +7,10 @@ import os
 
 from pybpf.btf.model import SYSFS, Btf
 from pybpf.errors import CompileError, FormatError, RelocationError
-from pybpf.plan.kconfig import parse_config, parse_release, running_config
+from pybpf.plan.kconfig import config_text, parse_config, parse_release, running_config
 from pybpf.reloc.externs import KernelTypes, is_typeless
 from pybpf.sys import abi
+from pybpf.sys.files import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ class Target:
         """
         values = None
         if config is not None:
-            with open(config, encoding="utf-8", errors="surrogateescape") as file:
-                values = parse_config(file.read())
+            values = parse_config(config_text(read_file(config)))
+            if not values:
+                raise FormatError("it has no line CONFIG_…=….", file=os.fspath(config))
         return cls(btf=Btf.open(os.fspath(path)), version=version, config=values)
 
     @property

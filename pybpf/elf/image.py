@@ -67,6 +67,7 @@ _SECTION_TYPES = {
     "SHT_NOBITS": SHT_NOBITS,
     "SHT_REL": SHT_REL,
 }
+_WANTED = "Give the object that clang -target bpf wrote."
 _MAX_BSS = 1 << 32  # a map's value size is a u32
 
 
@@ -138,7 +139,7 @@ class ElfImage:
         if data[:4] != b"\x7fELF":
             raise FormatError(
                 "this is no ELF file (wrong magic).",
-                hint="Give the object that clang -target bpf wrote.",
+                hint=_WANTED,
                 object=name,
             )
         try:
@@ -172,11 +173,11 @@ class ElfImage:
         if elf_class != 2:
             raise self.error("a 32-bit ELF; BPF objects are 64-bit.")
         etype, machine = struct.unpack_from(self._order + "HH", self.raw, 16)
-        if etype != ET_REL:
-            raise self.error(f"ELF type {etype} is no relocatable (1).")
         # clang before 3.7's official machine number wrote EM_NONE
         if machine not in (EM_NONE, EM_BPF):
-            raise self.error(f"ELF machine {machine} is not BPF (247).")
+            raise self.error(f"ELF machine {machine} is not BPF (247).", hint=_WANTED)
+        if etype != ET_REL:
+            raise self.error(f"ELF type {etype} is no relocatable (1).", hint=_WANTED)
         structs = ELFStructs(little_endian=encoding == 1, elfclass=64)
         structs.create_basic_structs()
         stream = io.BytesIO(self.raw)

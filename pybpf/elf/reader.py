@@ -27,6 +27,7 @@ from pybpf.errors import FormatError
 from pybpf.record import replace
 from pybpf.spec import FunctionSpec, MapSpec, ObjectSpec, VariableSpec
 from pybpf.sys import abi
+from pybpf.sys.files import read_file
 
 __all__ = ["object_name", "read"]
 
@@ -52,8 +53,7 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
         data = bytes(source)
     else:
         path = os.fspath(source)
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_file(path)
     label = path or name or "object"
     stem = name if name is not None else object_name(path) if path else "object"
     try:

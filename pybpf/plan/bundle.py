@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from pybpf.errors import FormatError
-from pybpf.plan.frozen import from_bytes
+from pybpf.plan.frozen import MAGIC, from_bytes
+from pybpf.sys.files import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,13 +23,18 @@ def read(path: str | os.PathLike[str]) -> Plan:
 
     Raises FormatError (no bundle, cut short, damaged, of a later version) and OSError.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     try:
         if data[:1] == b"#":
             from pybpf.pyz.container import plan_of
 
             data = plan_of(data)
+        elif not data.startswith(MAGIC):
+            raise FormatError(
+                "this is neither a bundle nor a BPF object.",
+                hint="Give the object that clang -target bpf wrote, or what pybpf bundle made "
+                "of it.",
+            )
         return from_bytes(data)
     except FormatError as error:
         raise error.at(file=str(path)) from error.__cause__

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     Value = tuple[str, int, int, str, bool]
 
-__all__ = ["FORMS", "contents", "parse_config", "parse_release", "running_config"]
+__all__ = ["FORMS", "config_text", "contents", "parse_config", "parse_release", "running_config"]
 
 FORMS = ("version", "cookie", "wrapper", "bool", "tristate", "char", "int", "uint", "text")
+_LARGEST = 16 << 20  # bytes; a configuration has some 300,000
 _LETTERS = {"n": 0, "y": 1, "m": 2}
 
 
@@ -40,6 +41,18 @@ def parse_config(text: str) -> dict[str, str]:
             if found:
                 out[name] = value.strip()
     return out
+
+
+def config_text(raw: bytes) -> str:
+    """A configuration's text, also that of /proc/config.gz. Raises PlanError."""
+    if raw[:2] == b"\x1f\x8b":
+        import zlib
+
+        try:
+            raw = zlib.decompressobj(31).decompress(raw, _LARGEST)  # 31: with a gzip header
+        except zlib.error as error:
+            raise PlanError(f"the kernel's configuration cannot be unpacked: {error}.") from None
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def parse_release(release: str) -> int:
@@ -65,11 +78,7 @@ def running_config() -> dict[str, str]:
                 raw = file.read()
         except OSError:
             continue
-        if path.endswith(".gz"):
-            import zlib
-
-            raw = zlib.decompress(raw, 31)  # with a gzip header
-        return parse_config(raw.decode("utf-8", "surrogateescape"))
+        return parse_config(config_text(raw))
     raise PlanError(
         f"the kernel's configuration is neither in /boot/config-{release} nor in "
         "/proc/config.gz.",

@@ -11,6 +11,7 @@ import weakref
 
 from pybpf.errors import KernelError, UsageError
 from pybpf.sys import syscalls
+from pybpf.sys.files import read_file
 
 __all__ = ["map_file"]
 
@@ -23,9 +24,10 @@ def map_file(path: str) -> memoryview | bytes:
     keeps a descriptor as long as the mapping. The file must not be cut short meanwhile.
     sysfs maps /sys/kernel/btf since v6.16, privately and read-only.
     """
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size and sys.platform == "linux":
+    size = os.stat(path).st_size
+    if size and sys.platform == "linux":
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
             try:
                 address = syscalls.syscall(
                     "mmap", 0, size, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0
@@ -37,4 +39,4 @@ def map_file(path: str) -> memoryview | bytes:
                 pages = (ctypes.c_ubyte * size).from_address(address)
                 weakref.finalize(pages, syscalls.syscall, "munmap", address, size).atexit = False
                 return memoryview(pages).cast("B").toreadonly()
-        return file.read()
+    return read_file(path)
