@@ -80,7 +80,6 @@ class CDump:
         self._steps = _STEPS + _STEPS_A_TYPE * btf.count
         self._left = _LINES + len(btf.data) // 4
         self._shapes: dict[int, tuple[int, bool]] = {}
-        self._enumerators: dict[int, list[tuple[str, int]]] = {}
 
     # -- declarators -----------------------------------------------------------------------
 
@@ -166,14 +165,13 @@ class CDump:
         return self._names[found.id]
 
     def _values(self, found: Type) -> list[tuple[str, int]]:
-        """Enumerators with names made unique: they share the name space of typedefs."""
-        if found.id not in self._enumerators:
-            rows = []
-            for name, value in found.enumerators:
-                count = self._used[True, name] = self._used.get((True, name), 0) + 1
-                rows.append((name if count == 1 else f"{name}___{count}", value))
-            self._enumerators[found.id] = rows
-        return self._enumerators[found.id]
+        """Enumerators with names made unique: they share the name space of typedefs. An enum
+        without a name that two structs are made of is written twice, and has other names then."""
+        rows = []
+        for name, value in found.enumerators:
+            count = self._used[True, name] = self._used.get((True, name), 0) + 1
+            rows.append((name if count == 1 else f"{name}___{count}", value))
+        return rows
 
     # -- definitions -----------------------------------------------------------------------
 

@@ -284,9 +284,9 @@ _PROBES: dict[str, tuple[str, Callable[[], bool | None]]] = {
     "probe_read_kernel": ("5.5", _probe_read_kernel),
     "ringbuf": ("5.8", lambda: map_type(abi.BPF_MAP_TYPE_RINGBUF)),
     "syscall_program": ("5.14", lambda: program_type(abi.BPF_PROG_TYPE_SYSCALL)),
-    "kernel_core_relocation": ("5.17", lambda: _btf_has("bpf_core_apply", 12)),
+    "kernel_core_relocation": ("5.17", lambda: _btf_has("bpf_core_apply", abi.BTF_KIND_FUNC)),
     "bpf_lsm_active": ("5.7", _lsm_active),
-    "bpf_real_data_inode": ("7.2", lambda: _btf_has("bpf_real_data_inode", 12)),
+    "bpf_real_data_inode": ("7.2", lambda: _btf_has("bpf_real_data_inode", abi.BTF_KIND_FUNC)),
     "common_attrs": ("7.0", _common_attrs),
 }
 
@@ -299,6 +299,7 @@ def probe(name: str) -> bool | None:
 
 
 def probes() -> tuple[str, ...]:
+    """The names that ``probe`` takes."""
     return tuple(_PROBES)
 
 

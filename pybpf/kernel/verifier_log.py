@@ -99,6 +99,7 @@ class Explanation:
         self.code: str | None = None
 
     def paragraph(self) -> str:
+        """Reason, detail, instruction and source line in sentences."""
         text = _sentence(self.reason or "The verifier gave no reason")
         if self.detail:
             text += f" {_sentence(self.detail)}"

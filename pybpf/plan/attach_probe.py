@@ -31,7 +31,6 @@ TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 EVENT_SOURCES = "/sys/bus/event_source/devices"
 # Most functions that one kprobe.multi link takes (kernel/trace/bpf_trace.c: MAX_KPROBE_MULTI_CNT).
 MOST_FUNCTIONS = 1 << 20
-_FUNC = 12  # BTF_KIND_FUNC
 
 
 def _perf_link(executor: Executor, op: LinkCreate, program: int, event: int) -> None:
@@ -210,7 +209,7 @@ def _tracing_multi(executor: Executor, op: LinkCreate, program: int) -> None:
     from pybpf.kernel import btf_lookup
 
     names = _functions(op, modules=False)
-    answers = btf_lookup.resolve([(name.decode(), _FUNC, None) for name in names])
+    answers = btf_lookup.resolve([(name.decode(), abi.BTF_KIND_FUNC, None) for name in names])
     try:
         ids = sorted({found[1] for found in answers if found is not None and not found[0]})
     finally:

@@ -162,3 +162,14 @@ def test_long_gaps_and_repeated_nesting_stay_short() -> None:
         last = w.add_struct("", 4, [(f"m{i}", last, 0) for i in range(8)], union=True)
     with pytest.raises(FormatError, match="too many lines"):
         definition(w.btf(), last)
+
+
+def test_an_enum_within_two_structs() -> None:
+    """As merging makes it: written in place twice, so that its names must not be the same."""
+    w = BtfWriter()
+    state = w.add_enum("", [("IDLE", 0), ("BUSY", 1)])
+    for name in ("one", "two"):
+        w.add_struct(name, 4, [("state", state, 0)])
+    text = dump(w.btf())
+    assert text.count("IDLE = 0") == 1
+    assert text.count("IDLE___2 = 0") == 1

@@ -12,7 +12,8 @@ import sys
 
 from tests.vm.scenario import Guest, Scenario
 
-attaching = Scenario("attach")
+# Five minutes of processor time, and as much again while other guests run.
+attaching = Scenario("attach", timeout=900.0)
 
 # Test names that the kernel cannot pass: sessions of fentry came with 7.0, uprobe sessions with
 # 6.13, tracing of many functions with 7.1, instruction arrays with 6.19.
