@@ -97,22 +97,6 @@ def paced(once: Callable[[], int]) -> Callable[[], int]:
     return attempt
 
 
-def execute_once() -> int:
-    """For a Prober: one execution of a program on tmpfs, in a child. By vfork: a fork of Python
-    costs the emulated processor ten times as much."""
-    try:
-        pid = os.posix_spawn("/tmp/program", ["program"], {})
-    except OSError as error:
-        return error.errno or 255
-    status = os.waitpid(pid, 0)[1]
-    # Refused by exec, or let pass by it and killed at its first mapping: then some generation
-    # judged between the two; an exit by itself is execution.
-    if os.WIFSIGNALED(status):
-        return 1000 + os.WTERMSIG(status)
-    code = os.WEXITSTATUS(status)
-    return 0 if code == 42 else code
-
-
 @upgrade.case(timeout=240)
 def twenty_upgrades_without_a_gap(guest: Guest) -> None:
     from restrict import keep_pins, status
@@ -122,7 +106,7 @@ def twenty_upgrades_without_a_gap(guest: Guest) -> None:
     guest.expect(probes.execute("/tmp/program"), EXITS)
     with generation_one(guest):
         mappings = probes.Prober(paced(probes.anonymous_once))
-        executions = probes.Prober(paced(execute_once))
+        executions = probes.Prober(paced(probes.execute_once))
         try:
             for version in range(2, 22):
                 done = replace(of_version(plan, version))
@@ -483,7 +467,7 @@ def killed_at_each_step(guest: Guest) -> None:
 
     with generation_one(guest):
         mappings = probes.Prober(paced(probes.anonymous_once))
-        executions = probes.Prober(paced(execute_once))
+        executions = probes.Prober(paced(probes.execute_once))
         try:
             status, steps = _deputised(plan, "version", -1)
             assert status == 0, (status, steps)
