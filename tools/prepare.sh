@@ -64,9 +64,11 @@ ensure_venv() {
                 "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$TOP/tools/requirements.txt" 2>"$CACHE/pip.log" ||
                     { cat "$CACHE/pip.log" >&2; exit 1; }
                 touch "$venv/.complete"
+                find "$CACHE" -maxdepth 1 -name 'venv-*' -mtime +30 -exec rm -rf {} +
             fi
         ) 9>"$CACHE/venv.lock" || die "the virtual environment could not be made; see the lines above"
     fi
+    [ ! -w "$venv" ] || touch "$venv" # when it was last used
     PY=$venv/bin/python
     export PYTHONPATH=$TOP
     PATH=$venv/bin:$PATH

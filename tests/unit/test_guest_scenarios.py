@@ -41,8 +41,8 @@ def test_words_for_outcomes() -> None:
     ]
 
 
-def test_trial() -> None:
-    assert refused(errno.ENOENT).matches(trial(os.stat, "/nonexistent"))
+def test_trial(tmp_path: Path) -> None:
+    assert refused(errno.ENOENT).matches(trial(os.stat, tmp_path / "nothing"))
     assert ALLOWED.matches(trial(os.stat, "/"))
     with pytest.raises(ZeroDivisionError):
         trial(lambda: 1 // 0)

@@ -77,12 +77,13 @@ def progress(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, *, tell: bool = True) -> Iterator[None]:
     """Hold an exclusive flock(2) on the file *path* (made if need be) while the body runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        with progress(f"waiting for another run that holds {path.name}"):
+        what = f"waiting for another run that holds {path.name}"
+        with progress(what) if tell else contextlib.nullcontext():
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
@@ -175,7 +176,8 @@ def _machine_slot() -> Iterator[None]:
     try:
         # Who waits queues for one lock, which the kernel gives in the order of asking; only the
         # first in the queue looks for a slot, so nobody is overtaken for ever.
-        with progress("waiting until fewer guests run"), lock(folder / "guest-queue"):
+        queue = lock(folder / "guest-queue", tell=False)
+        with progress("waiting until fewer guests run"), queue:
             while not any(_try_lock(fd) for fd in fds):
                 time.sleep(0.1)
         yield

@@ -131,7 +131,11 @@ class Show:
                 self.say()
                 self.say("What `restrict init` said in the kernel's log:")
                 for note in event.get("notes") or []:
-                    self.say(f"  {note}"[:110])
+                    self.say("  " + (note if len(note) <= 108 else note[:107] + "…"))
+                self.say()
+                self.say(
+                    "Each attempt is made twice: with the policy attached but not armed, and armed."
+                )
                 self.say()
                 head = _line([title for title, _ in _COLUMNS])
                 self.say(head)

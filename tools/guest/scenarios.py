@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -141,8 +142,10 @@ class Queue:
         if at_once:
             self._left.clear()
             end_guests()
+        # One that waits for a processor still ends with this process, and leaves nothing.
+        deadline = time.monotonic() + 2
         for thread in self._threads:
-            thread.join(30 if at_once else None)
+            thread.join(max(0.0, deadline - time.monotonic()) if at_once else None)
 
 
 def load_scenario(path: Path, name: str = "") -> tuple[str, Scenario]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 __all__ = ["Channel"]
@@ -24,3 +25,11 @@ class Channel:
         data = line.encode("ascii") + b"\n"
         while data:
             data = data[os.write(self._fd, data) :]
+
+    def crash(self, where: str) -> None:
+        """Tell of the exception that is being handled, here and on the console."""
+        import traceback
+
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        self.send("crash", where=where, traceback=text)

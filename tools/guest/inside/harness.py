@@ -7,7 +7,6 @@ import json
 import os
 import select
 import sys
-import traceback
 
 if "/project" not in sys.path:
     sys.path.insert(0, "/project")
@@ -118,8 +117,8 @@ def main() -> None:
     """Do what the run asks for."""
     channel = Channel()
     channel.send("harness", kernel=os.uname().release)
-    run, drives = load()
     try:
+        run, drives = load()
         if run["mode"] == "cases":
             from tools.guest.inside.cases import run_cases
 
@@ -131,9 +130,7 @@ def main() -> None:
         else:
             raise ValueError(f"no such mode: {run['mode']}")
     except BaseException:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        channel.send("crash", where="harness", traceback=text)
+        channel.crash("harness")
 
 
 if __name__ == "__main__":

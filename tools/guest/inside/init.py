@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 sys.path.insert(0, "/project")
 
@@ -91,12 +90,10 @@ if __name__ == "__main__":
     try:
         main()
     except BaseException:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
         try:
             from tools.guest.inside.channel import Channel
 
-            Channel().send("crash", where="init", traceback=text)
+            Channel().crash("init")
         finally:
             from tools.guest.inside.kernel import reboot
 

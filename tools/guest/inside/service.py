@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 if "/project" not in sys.path:
     sys.path.insert(0, "/project")
@@ -62,9 +61,7 @@ def main() -> None:
 
         run_cases(channel, run, drives)
     except BaseException:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        channel.send("crash", where="service", traceback=text)
+        channel.crash("service")
 
 
 if __name__ == "__main__":
