@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pybpf.btf.model import Btf
+    from pybpf.bundle import run_bundle
     from pybpf.compiler import Target, compile, compile_alternatives
     from pybpf.elf import read
     from pybpf.errors import (
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from pybpf.kernel.ringbuf import RingBuffer
     from pybpf.kernel.token import Token
     from pybpf.kernel.user_ringbuf import UserRingBuffer
-    from pybpf.plan.bundle import run_bundle
     from pybpf.plan.frozen import from_bytes, to_bytes
     from pybpf.plan.live import Object
     from pybpf.plan.ops import Plan
@@ -81,7 +81,7 @@ _WHERE = {
     "from_bytes": "pybpf.plan.frozen",
     "read": "pybpf.elf.reader",
     "run": "pybpf.plan.run",
-    "run_bundle": "pybpf.plan.bundle",
+    "run_bundle": "pybpf.bundle",
     "to_bytes": "pybpf.plan.frozen",
 }
 

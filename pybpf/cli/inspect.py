@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tell what the file holds."""
     if read_head(args.file) != b"\x7fELF":
-        from pybpf.plan.bundle import read
+        from pybpf.bundle import read
 
         return _plan(read(args.file), args)
     spec = read_object(args.file)

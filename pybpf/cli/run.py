@@ -75,7 +75,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _plan(path: str, args: Any) -> Plan:
     """The Plan of a bundle, or one compiled from an object for the running kernel."""
     if read_head(path) != b"\x7fELF":
-        from pybpf.plan.bundle import read
+        from pybpf.bundle import read
 
         if args.set or args.set_max_entries or args.disable:
             raise UsageError("a bundle is executed as it is.", hint="Edit when bundling.")

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from pybpf import bundle
 from pybpf.errors import FormatError
-from pybpf.plan import bundle, frozen
 from pybpf.plan import format as declared
+from pybpf.plan import frozen
 from pybpf.pyz import build, container, is_container, merge, plan_of
 from tests.unit.test_frozen import DATA, sample
 
