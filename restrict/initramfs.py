@@ -36,8 +36,8 @@ from restrict.initramfs_settings import Settings, modules_for, needs_certificate
 from restrict.policy import default_plan
 
 __all__ = [
-    "PREFIX", "Built", "Runtime", "build", "build_successor", "compress", "kind_of", "runtime",
-    "write", "write_tree",
+    "PREFIX", "Built", "Runtime", "beside", "build", "build_successor", "compress", "kind_of",
+    "runtime", "write", "write_tree",
 ]  # fmt: skip
 
 PREFIX = "restrict"
@@ -352,31 +352,38 @@ def kind_of(path: str | Path) -> str:
     return _SUFFIXES[suffix]
 
 
+def beside(target: Path, data: bytes, mode: int) -> str:
+    """A new file in the folder of ``target``, on the disk, to be renamed to it; its path. The name
+    begins with a dot: generators pass over such files. Raises OSError; nothing is left then."""
+    fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+            os.fchmod(fd, mode)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+    return scratch
+
+
 def write(path: str | Path, built: Built) -> int:
     """Write the image to a file, compressed as its name says (.cpio, .img, .xz, .zst).
 
     The file is complete or not there. Gives its size in bytes. Raises RestrictError.
     """
-    target = Path(path)
     data = compress(built.data, kind_of(path))
-    scratch = ""
     try:
-        fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-            # mkstemp's 0600 would stay: an initramfs has no secrets, so the umask decides.
-            os.fchmod(fd, 0o666 & ~_umask())
-        os.replace(scratch, target)
-    except BaseException as e:
-        if scratch and os.path.exists(scratch):
+        # An initramfs has no secrets, so the umask decides.
+        scratch = beside(Path(path), data, 0o666 & ~_umask())
+        try:
+            os.replace(scratch, path)
+        except BaseException:
             os.unlink(scratch)
-        if isinstance(e, OSError):
-            raise RestrictError(
-                f"the file cannot be written: {e.strerror}.", file=str(path)
-            ) from None
-        raise
+            raise
+    except OSError as e:
+        raise RestrictError(f"the file cannot be written: {e.strerror}.", file=str(path)) from None
     return len(data)
 
 

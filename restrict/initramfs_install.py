@@ -7,10 +7,10 @@ The files are in integrations/ of the sources, and go along with the package.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from restrict.errors import RestrictError
+from restrict.initramfs import beside
 
 __all__ = ["GENERATORS", "install"]
 
@@ -38,34 +38,46 @@ def _folder() -> Path:
     return installed if installed.is_dir() else here.parent / "integrations"
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise RestrictError(
+            f"a file of restrict's own cannot be read: {e.strerror}.",
+            hint="Install restrict again.",
+            file=str(path),
+        ) from None
+
+
 def install(generator: str, root: str | Path = "/") -> list[str]:
     """Install for ``generator`` below ``root``; gives the files that were written.
 
-    Files of an earlier version are replaced. Raises RestrictError where the generator is not
-    installed or a file cannot be written.
+    Files of an earlier version are replaced; it is all of them, or none where one cannot be
+    written. Raises RestrictError for that, and where the generator is not installed.
     """
     sign, files = GENERATORS[generator]
     top = Path(root)
     if not (top / sign).is_dir():
-        raise RestrictError(f"{generator} is not installed: there is no /{sign}.", folder=str(root))
-    written = []
-    for source, name in files:
-        target = top / name
-        scratch = ""
-        try:
-            data = (_folder() / source).read_bytes()
+        raise RestrictError(
+            f"{generator} is not installed: there is no /{sign}.",
+            hint="Install its package, or name its tree with --root.",
+            folder=str(root),
+        )
+    found = [(top / name, _read(_folder() / source)) for source, name in files]
+    scratch: list[str] = []
+    target = top
+    try:
+        for target, data in found:
             target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            # With a dot in front: initramfs-tools and dracut pass over such names.
-            fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            with open(fd, "wb") as file:
-                file.write(data)
-                os.fchmod(fd, 0o755)  # they are executed, also by mere name
-            os.replace(scratch, target)
-        except OSError as e:
-            if scratch and os.path.exists(scratch):
-                os.unlink(scratch)
-            raise RestrictError(
-                f"the file cannot be written: {e.strerror}.", file=str(target)
-            ) from None
-        written.append(str(target))
-    return written
+            scratch.append(beside(target, data, 0o755))  # they are executed, also by mere name
+        for target, _data in found:
+            os.replace(scratch[0], target)
+            del scratch[0]
+    except OSError as e:
+        raise RestrictError(
+            f"the file cannot be written: {e.strerror}.", file=str(target)
+        ) from None
+    finally:
+        for path in scratch:
+            os.unlink(path)
+    return [str(target) for target, _data in found]

@@ -266,6 +266,18 @@ def test_installing_for_a_generator(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_installing_is_all_or_nothing(tmp_path: Path) -> None:
+    """A hook that puts us into the image, without the script that opens the root, would make an
+    image that does not boot."""
+    (tmp_path / "usr/share/initramfs-tools").mkdir(parents=True)
+    (tmp_path / "etc/initramfs-tools").mkdir(parents=True)
+    (tmp_path / "etc/initramfs-tools/scripts").write_text("in the way of a folder")
+    with pytest.raises(RestrictError, match=r"scripts/local-top/restrict: .*cannot be written"):
+        install("initramfs-tools", tmp_path)
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == ["scripts"]
+
+
 # ── errors: each says which file and what to do, and leaves nothing ──
 
 

@@ -43,7 +43,8 @@ def _made(run: Mapping[str, Any], script: str, files: Mapping[str, bytes], **cha
 
 
 def by_initramfs_tools(run: Mapping[str, Any]) -> bytes:
-    """As ``update-initramfs`` would, after the one command that installs our part."""
+    """As ``update-initramfs`` would, after the one command that installs our part. What keeps the
+    policy is left to the default."""
     return _made(
         run,
         "restrict initramfs install initramfs-tools\nmkinitramfs -o /tmp/initrd VERSION\n",
@@ -52,6 +53,7 @@ def by_initramfs_tools(run: Mapping[str, Any]) -> bytes:
             # Few modules and quick compression: the test's time, nothing else.
             "etc/initramfs-tools/conf.d/test": b"MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n",
         },
+        keep="",
     )
 
 
@@ -66,10 +68,10 @@ SYSTEMD = "systemd systemd-initrd dracut-systemd"
 
 
 def by_dracut(run: Mapping[str, Any]) -> bytes:
-    """With dracut's own script as PID 1, which hands fds on but not the environment."""
+    """With dracut's own script as PID 1, which hands on fds but no environment; keep = exec."""
     return _made(run, DRACUT.replace("MODULES", PLAIN), {})
 
 
 def by_dracut_with_systemd(run: Mapping[str, Any]) -> bytes:
-    """With systemd as PID 1, which closes what it inherits; the configuration has no `keep`."""
+    """With systemd as PID 1, which closes what it inherits; by the default."""
     return _made(run, DRACUT.replace("MODULES", f"{PLAIN} {SYSTEMD}"), {}, keep="")
