@@ -63,7 +63,12 @@ def _plan(plan: Plan, args: argparse.Namespace) -> int:
     return 0
 
 
+_LARGEST = 4096  # bytes of a variable whose value is told
+
+
 def _value(spec: ObjectSpec, name: str) -> Any:
+    if spec.variables[name].size > _LARGEST:
+        return None  # a .bss may have gigabytes
     try:
         value = spec.value(name)
     except PybpfError:
@@ -75,12 +80,12 @@ def _needs(found: list[Need]) -> list[dict[str, str | None]]:
     return [need._asdict() for need in found]
 
 
-def _calls(spec: ObjectSpec, program: ProgramSpec) -> dict[str, Any]:
+def _calls(asked: needs.Needs, program: ProgramSpec) -> dict[str, Any]:
     """What a program calls and needs."""
     from pybpf.sys.abi_helpers import HELPER_NAMES
 
-    used = needs.used_by(spec, program)
-    found = needs.program_needs(spec, program)
+    used = asked.used_by(program)
+    found = asked.program(program)
     return {
         "helpers": [
             f"bpf_{HELPER_NAMES[h]}" if h < len(HELPER_NAMES) else str(h) for h in used.helpers
@@ -91,12 +96,12 @@ def _calls(spec: ObjectSpec, program: ProgramSpec) -> dict[str, Any]:
     }
 
 
-def _least(spec: ObjectSpec) -> str | None:
+def _least(spec: ObjectSpec, asked: needs.Needs) -> str | None:
     """The first kernel with what the programs loaded by default and their maps need."""
     found = [n for m in spec.maps.values() if m.autocreate for n in needs.map_needs(m)]
     for program in spec.programs.values():
         if program.autoload:
-            found += needs.program_needs(spec, program)
+            found += asked.program(program)
     return needs.least(found)
 
 
@@ -157,9 +162,10 @@ def _target_of(ref: Ref) -> str:
 
 
 def _object(spec: ObjectSpec) -> dict[str, Any]:
+    asked = needs.Needs(spec)
     return {
         "name": spec.name,
-        "needs": _least(spec),
+        "needs": _least(spec, asked),
         "byteorder": spec.byteorder,
         "license": spec.license,
         "btf_types": spec.btf.count if spec.btf is not None else 0,
@@ -192,7 +198,7 @@ def _object(spec: ObjectSpec) -> dict[str, Any]:
                 "flags": p.flags,
                 "autoload": p.autoload,
                 "instructions": len(spec.functions[p.function].insns) // 8,
-                **_calls(spec, p),
+                **_calls(asked, p),
             }
             for p in spec.programs.values()
         ],
@@ -269,7 +275,8 @@ def _print(path: str, found: dict[str, Any]) -> None:
     for variable in found["variables"]:
         print(
             f"variable {variable['name']}: {variable['map']}+{variable['offset']}, "
-            f"{variable['size']} bytes, {variable['value']}"
+            f"{variable['size']} bytes"
+            + (", not shown" if variable["value"] is None else f", {variable['value']}")
         )
     for extern in found["externs"]:
         print(f"extern {extern['name']}: {extern['kind']}{', weak' if extern['weak'] else ''}")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
     from pybpf.record import NamedTuple
 
-__all__ = ["Need", "Used", "helper_since", "least", "map_needs", "program_needs", "used_by"]
+__all__ = ["Need", "Needs", "Used", "helper_since", "least", "map_needs"]
 
 # The first helper of each release that brought any.
 _FIRST_HELPER = (
@@ -85,6 +85,10 @@ _ATTACH_SINCE = {
     abi.BPF_NETKIT_PEER: "6.7",
     abi.BPF_TRACE_KPROBE_SESSION: "6.10",
     abi.BPF_TRACE_UPROBE_SESSION: "6.13",
+    abi.BPF_TRACE_FSESSION: "7.0",
+    abi.BPF_TRACE_FENTRY_MULTI: "7.1",
+    abi.BPF_TRACE_FEXIT_MULTI: "7.1",
+    abi.BPF_TRACE_FSESSION_MULTI: "7.1",
 }
 
 
@@ -124,15 +128,6 @@ def helper_since(number: int) -> str | None:
 
 _GLOBALS = Need("5.2", "global variables")
 _CALLBACKS = Need("5.13", "callbacks")
-
-_linkers: list[Linker] = []  # of the object asked about last
-
-
-def _linker(spec: ObjectSpec) -> Linker:
-    if not _linkers or _linkers[0].spec is not spec:
-        _linkers[:] = [Linker(spec)]
-    return _linkers[0]
-
 
 class _Found:
     """What functions call and need; each a dict for its order."""
@@ -174,36 +169,12 @@ class _Found:
         self.needs.update(dict.fromkeys(wanted))
 
 
-def _found(spec: ObjectSpec, program: ProgramSpec) -> tuple[_Found, bool]:
-    """(what the program calls and needs, whether it has subprograms). What programs share behind
-    their entry functions is looked at once."""
-    out = _Found()
-    out.add(spec, program.function)
-    try:
-        tail = _linker(spec).behind(program)
-    except RelocationError:
-        return out, False
-    if tail.used is None:
-        used = _Found()
-        for number in tail.starts:
-            used.add(spec, number)
-        tail.used = used
-    out.update(tail.used)
-    return out, bool(tail.starts)
-
-
 @lru_cache(maxsize=1 << 14)  # a subprogram is asked for by every program that reaches it
 def _told(insns: bytes, byteorder: str) -> tuple[tuple[int, ...], tuple[Need, ...]]:
     """Helpers called by a function, and what its single instructions need."""
     found = decode(insns, byteorder)
     helpers = dict.fromkeys(i.helper for i in found if i.helper is not None)
     return tuple(helpers), tuple(dict.fromkeys(n for i in found for n in _instruction_needs(i)))
-
-
-def used_by(spec: ObjectSpec, program: ProgramSpec) -> Used:
-    """Helpers and kfuncs that the program and its subprograms call."""
-    found, _ = _found(spec, program)
-    return Used(tuple(found.helpers), tuple(found.kfuncs.items()))
 
 
 def map_needs(found: MapSpec) -> list[Need]:
@@ -228,40 +199,70 @@ def map_needs(found: MapSpec) -> list[Need]:
     return out
 
 
-def program_needs(spec: ObjectSpec, program: ProgramSpec) -> list[Need]:
-    """What a program needs, its helpers included, its maps not."""
-    from pybpf.kernel.features import PROGRAM_TYPE_SINCE
-    from pybpf.sys.abi_helpers import HELPER_NAMES
-    from pybpf.sys.abi_names import ATTACH_TYPE_NAMES, PROG_TYPE_NAMES
+class Needs:
+    """What the programs of one object call and need. What they share behind their entry
+    functions is looked at once."""
 
-    name = PROG_TYPE_NAMES.get(program.type, str(program.type))
-    out = {Need(PROGRAM_TYPE_SINCE.get(program.type), f"program type {name}"): None}
+    def __init__(self, spec: ObjectSpec) -> None:
+        self.spec = spec
+        self._linker = Linker(spec)
 
-    def add(version: str | None, what: str) -> None:
-        out.setdefault(Need(version, what))
+    def used_by(self, program: ProgramSpec) -> Used:
+        """Helpers and kfuncs that the program and its subprograms call. Raises FormatError for
+        instructions that are none."""
+        found, _ = self._found(program)
+        return Used(tuple(found.helpers), tuple(found.kfuncs.items()))
 
-    since = _ATTACH_SINCE.get(program.expected_attach_type)
-    if since is not None:
-        add(since, f"attach type {ATTACH_TYPE_NAMES.get(program.expected_attach_type)}")
-    if program.flags & abi.BPF_F_SLEEPABLE and program.type != abi.BPF_PROG_TYPE_SYSCALL:
-        add("5.10", "sleepable programs")
-    if program.flags & abi.BPF_F_XDP_HAS_FRAGS:
-        add("5.18", "XDP on packets in fragments")
-    found, subprograms = _found(spec, program)
-    for number in found.helpers:
-        known = 0 < number < len(HELPER_NAMES)
-        label = f"bpf_{HELPER_NAMES[number]}" if known else f"number {number}"
-        add(helper_since(number), f"helper {label}")
-    for kfunc, weak in found.kfuncs.items():
-        if not weak:
-            add("5.13", "calls of kernel functions")
-            add(None, f"kernel function {kfunc}")
-    if subprograms:
-        add("4.16", "subprograms")
-    if program.exception_callback >= 0:
-        add("6.7", "exceptions")
-    out.update(found.needs)
-    return list(out)
+    def program(self, program: ProgramSpec) -> list[Need]:
+        """What a program needs, its helpers included, its maps not. Raises as ``used_by``."""
+        from pybpf.kernel.features import PROGRAM_TYPE_SINCE
+        from pybpf.sys.abi_helpers import HELPER_NAMES
+        from pybpf.sys.abi_names import ATTACH_TYPE_NAMES, PROG_TYPE_NAMES
+
+        name = PROG_TYPE_NAMES.get(program.type, str(program.type))
+        out = {Need(PROGRAM_TYPE_SINCE.get(program.type), f"program type {name}"): None}
+
+        def add(version: str | None, what: str) -> None:
+            out.setdefault(Need(version, what))
+
+        since = _ATTACH_SINCE.get(program.expected_attach_type)
+        if since is not None:
+            add(since, f"attach type {ATTACH_TYPE_NAMES.get(program.expected_attach_type)}")
+        if program.flags & abi.BPF_F_SLEEPABLE and program.type != abi.BPF_PROG_TYPE_SYSCALL:
+            add("5.10", "sleepable programs")
+        if program.flags & abi.BPF_F_XDP_HAS_FRAGS:
+            add("5.18", "XDP on packets in fragments")
+        found, subprograms = self._found(program)
+        for number in found.helpers:
+            known = 0 < number < len(HELPER_NAMES)
+            label = f"bpf_{HELPER_NAMES[number]}" if known else f"number {number}"
+            add(helper_since(number), f"helper {label}")
+        for kfunc, weak in found.kfuncs.items():
+            if not weak:
+                add("5.13", "calls of kernel functions")
+                add(None, f"kernel function {kfunc}")
+        if subprograms:
+            add("4.16", "subprograms")
+        if program.exception_callback >= 0:
+            add("6.7", "exceptions")
+        out.update(found.needs)
+        return list(out)
+
+    def _found(self, program: ProgramSpec) -> tuple[_Found, bool]:
+        """(what the program calls and needs, whether it has subprograms)."""
+        out = _Found()
+        out.add(self.spec, program.function)
+        try:
+            tail = self._linker.behind(program)
+        except RelocationError:
+            return out, False
+        if tail.used is None:
+            used = _Found()
+            for number in tail.starts:
+                used.add(self.spec, number)
+            tail.used = used
+        out.update(tail.used)
+        return out, bool(tail.starts)
 
 
 def _instruction_needs(ins: Instruction) -> Iterator[Need]:

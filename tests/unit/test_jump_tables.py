@@ -10,7 +10,7 @@ import pytest
 from pybpf.asm import disasm
 from pybpf.compiler import Target, compile
 from pybpf.compiler.listing import MAP_MARK, listing
-from pybpf.compiler.needs import least, program_needs
+from pybpf.compiler.needs import Needs, least
 from pybpf.elf import read
 from pybpf.errors import FormatError, RelocationError
 from pybpf.plan import ops
@@ -65,7 +65,7 @@ def test_listing(order: str) -> None:
     assert direct[TABLE_AT] == f"3: (18) r3 = {MAP_MARK:#x}"
     assert through[TABLE_AT + 3] == f"6: (18) r3 = {MAP_MARK | 1:#x}"
     assert "7: (0d) gotox r3" in direct
-    assert least(program_needs(spec, spec.programs["direct"])) == "6.19"
+    assert least(Needs(spec).program(spec.programs["direct"])) == "6.19"
 
 
 @pytest.mark.parametrize(

@@ -68,21 +68,32 @@ def test_types_have_releases() -> None:
 def test_an_object() -> None:
     spec = read(OBJECTS / "features.bpf.o")
     first = spec.programs["first"]
-    found = needs.program_needs(spec, first)
+    asked = needs.Needs(spec)
+    found = asked.program(first)
     assert needs.least(found) == "5.17"
     assert needs.Need("5.17", "helper bpf_loop") in found
     assert needs.Need("5.13", "callbacks") in found
     assert needs.Need("5.2", "global variables") in found
-    used = needs.used_by(spec, spec.programs["tracing"])
+    used = asked.used_by(spec.programs["tracing"])
     assert used.kfuncs[0] == ("no_such_kfunc", True)
     # a helper of a subprogram counts
-    assert HELPER_NAMES.index("map_push_elem") in needs.used_by(spec, first).helpers
+    assert HELPER_NAMES.index("map_push_elem") in asked.used_by(first).helpers
+
+
+def test_attach_types() -> None:
+    spec = read(OBJECTS / "attach.bpf.o")
+    asked = needs.Needs(spec)
+    found = {name: needs.least(asked.program(p)) for name, p in spec.programs.items()}
+    assert found["fsession"] == "7.0"
+    assert found["fentry_multi"] == "7.1"
+    assert found["uprobe_session"] == "6.13"
 
 
 def test_both_byte_orders_need_the_same() -> None:
     little, big = (read(OBJECTS / f"features{end}.bpf.o") for end in ("", "-be"))
+    one, other = needs.Needs(little), needs.Needs(big)
     for name, program in little.programs.items():
-        assert needs.program_needs(little, program) == needs.program_needs(big, big.programs[name])
+        assert one.program(program) == other.program(big.programs[name])
 
 
 def test_least_compares_numbers() -> None:
