@@ -263,12 +263,28 @@ class World:
                     )
         return [debs / p.filename for p in wanted]
 
+    def unpack(self, tree: Path, *packages: str) -> list[Package]:
+        """Unpack *packages* and all they depend on into the empty directory *tree*, with /bin,
+        /sbin and /lib merged into /usr; gives all of them."""
+        self.update()
+        found = self.resolve(*packages)
+        debs = self.download(found)
+        for name in ("bin", "sbin", "lib", "lib64"):
+            (tree / "usr" / name).mkdir(parents=True)
+            (tree / name).symlink_to(f"usr/{name}")
+        with progress(f"unpacking {len(debs)} packages"):
+            for deb in debs:
+                unpack(deb, tree)
+        return found
+
+
+_MERGED = frozenset(("bin", "sbin", "lib", "lib32", "lib64", "libx32"))
+
 
 def usrmerged(name: str) -> str:
     """The path of a package's file in a tree where /bin, /sbin and /lib are in /usr."""
     clean = name.removeprefix("./").strip("/")
-    head = clean.split("/", 1)[0]
-    return f"usr/{clean}" if head in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") else clean
+    return f"usr/{clean}" if clean.split("/", 1)[0] in _MERGED else clean
 
 
 _NOT_WANTED = re.compile(r"^usr/share/(doc|man|locale|info|lintian|bug|bash-completion)/")
@@ -303,6 +319,8 @@ def _extract(
     archive: tarfile.TarFile, member: tarfile.TarInfo, tree: Path, wanted: Callable[[str], bool]
 ) -> None:
     name = usrmerged(member.name)
+    if member.issym() and member.name.removeprefix("./") in _MERGED:
+        return  # base-files has the links of the root directory as its own
     if not name or name == "." or _NOT_WANTED.match(name + "/") or not wanted(name):
         return
     target = tree / name

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .apt import World, unpack
+from .apt import World
 from .cache import cache_root, content_hash, progress, publish, scratch
 from .errors import GuestError
 from .packages import Kernel
@@ -37,8 +37,6 @@ _PACKAGES = {
     ),
     "mkosi": ("mkosi", "systemd-repart", "libcryptsetup12", "erofs-utils", "openssl"),
 }  # fmt: skip
-# base-files has these as links of the root directory; here they are made before.
-_MERGED = frozenset(f"usr/{name}" for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"))
 _PACKED = ("pybpf", "restrict")
 
 
@@ -48,25 +46,15 @@ def generator_tree(kind: str) -> Path:
 
     def build(tree: Path) -> None:
         world = World("kernels", (_SUITE, "trixie-backports"))
-        world.update()
-        packages = world.resolve(*(f"{name}/{_SUITE}" for name in names))
-        debs = world.download(packages)
-        for name in ("bin", "sbin", "lib", "lib64"):
-            (tree / "usr" / name).mkdir(parents=True)
-            (tree / name).symlink_to(f"usr/{name}")
-        with progress(f"unpacking {len(debs)} packages"):
-            for deb in debs:
-                unpack(deb, tree, lambda name: name not in _MERGED)
+        world.unpack(tree, *(f"{name}/{_SUITE}" for name in names))
         # What maintainer scripts would have done, as far as it is needed.
         for name in ("proc", "sys", "dev", "run", "tmp", "root", "var/tmp", "boot"):
             (tree / name).mkdir(parents=True, exist_ok=True)
         for name in ("passwd", "group"):
             shutil.copy(tree / f"usr/share/base-passwd/{name}.master", tree / "etc" / name)
         (tree / "usr/bin/awk").symlink_to("mawk")
-        for name, to in (("sh", "dash"),):
-            link = tree / "usr/bin" / name
-            if not link.exists():
-                link.symlink_to(to)
+        if not (tree / "usr/bin/sh").exists():
+            (tree / "usr/bin/sh").symlink_to("dash")
         # dracut looks there for libraries that are opened by name, such as udevd's libkmod.
         done = _run([str(tree / "usr/sbin/ldconfig"), "-r", str(tree)])
         if done.returncode:

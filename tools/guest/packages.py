@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .apt import Package, World, unpack
-from .cache import cache_root, content_hash, progress, publish
+from .cache import cache_root, content_hash, publish
 from .errors import GuestError
 from .lanes import Lane
 
@@ -130,14 +130,7 @@ def toolbox(refresh: bool = False) -> Toolbox:
     def build(tree: Path) -> None:
         world = _tools_world()
         world.update(force=refresh)
-        packages = world.resolve(*_TOOL_PACKAGES)
-        debs = world.download(packages)
-        with progress(f"unpacking {len(debs)} packages"):
-            for deb in debs:
-                unpack(deb, tree)
-        for link in ("bin", "sbin", "lib", "lib64"):
-            if not (tree / link).exists():
-                (tree / link).symlink_to(f"usr/{link}")
+        packages = world.unpack(tree, *_TOOL_PACKAGES)
         _absolute_links(tree)
         _manifest(tree, packages)
 

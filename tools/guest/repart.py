@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .apt import World, unpack
+from .apt import World
 from .cache import cache_root, content_hash, publish
 from .errors import GuestError
 from .images import Image
@@ -50,13 +50,7 @@ def _tree() -> Path:
     target = cache_root() / f"repart-{content_hash([_FORMAT, *_PACKAGES])}"
 
     def build(tree: Path) -> None:
-        world = World("trixie", ("trixie",))
-        world.update()
-        for deb in world.download(world.resolve(*_PACKAGES)):
-            unpack(deb, tree)
-        for link in ("bin", "sbin", "lib", "lib64"):
-            if not (tree / link).exists():
-                (tree / link).symlink_to(f"usr/{link}")
+        World("trixie", ("trixie",)).unpack(tree, *_PACKAGES)
         for name in ("proc", "sys", "dev", "run", "tmp", "var/tmp", "work"):
             (tree / name).mkdir(parents=True, exist_ok=True)
 
@@ -136,28 +130,13 @@ def repart(
             if blocks is not None:
                 shutil.copy(blocks.path, work / "blocks")
                 os.truncate(work / "blocks", blocks.blocks * BLOCK)
+            words = ["unshare", "-m", "sh", "-c", _RUN, "sh", str(_tree()), str(work), _SEED]
+            words.append("" if folder is None else str(folder[1]))
+            places = "/usr/sbin:/usr/bin:/sbin:/bin"
             done = subprocess.run(
-                [
-                    "unshare",
-                    "-m",
-                    "sh",
-                    "-c",
-                    _RUN,
-                    "sh",
-                    str(_tree()),
-                    str(work),
-                    _SEED,
-                    "" if folder is None else str(folder[1]),
-                ],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                env={
-                    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                    "LC_ALL": "C",
-                    "SOURCE_DATE_EPOCH": "0",
-                },
-            )
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                env={"PATH": places, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"},
+            )  # fmt: skip
             if done.returncode:
                 raise GuestError(f"systemd-repart failed: {done.stderr.strip()}")
             (work / "image.raw").rename(target / "image.raw")
