@@ -6,6 +6,7 @@ Limits are those of the fuzzer, 2 s of processor time and 256 MB, in a process o
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import struct
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from pybpf.btf.write import BtfWriter
+from pybpf.cli import inspect
 from pybpf.compiler.compile import compile
 from pybpf.compiler.listing import listing
 from pybpf.compiler.target import Target
@@ -109,9 +111,15 @@ def callbacks() -> bytes:
 
 
 def zeroes() -> bytes:
-    """A .bss of 4 GB less a page, in a file of 600 bytes."""
+    """A variable of 4 GB less a page in .bss, in a file of 900 bytes."""
+    size = (1 << 32) - 4096
+    writer = BtfWriter("little")
+    char = writer.add_int("char", 1, char=True)
+    variable = writer.add_var("v", writer.add_array(char, char, size))
+    writer.add_datasec(".bss", size, [(variable, 0, size)])
     elf = ElfWriter()
-    bss = elf.section(".bss", type=NOBITS, flags=3, size=(1 << 32) - 4096)
+    bss = elf.section(".bss", type=NOBITS, flags=3, size=size)
+    elf.section(".BTF", writer.build(), flags=0)
     section = elf.code("xdp", load() + RETURN_0)
     elf.function("f", section, 0, 32)
     elf.relocate(section, 0, elf.symbol("v", bss, 0, 8))
@@ -158,6 +166,7 @@ def _measured(data: bytes, answers: Any) -> None:
     started = time.process_time()
     try:
         spec = read(data, name="big")
+        json.dumps(inspect._object(spec))
         for how in ("kernel", "python"):
             from_bytes(to_bytes(compile(spec, target, relocate=how)))
         loaded = len([p for p in listing(spec, target).programs if p.error is None])
