@@ -18,10 +18,11 @@ from pybpf.btf.layout import layout
 from pybpf.btf.model import Btf
 from pybpf.btf.sanitize import FEATURES, needed, sanitize
 from pybpf.compiler import attach, maps
+from pybpf.compiler.externs import check_externs
 from pybpf.compiler.places import Places, SymbolRequest
 from pybpf.compiler.programs import ProgramCompiler
 from pybpf.compiler.struct_ops import fit
-from pybpf.compiler.target import Target, arena_at_end, check_externs
+from pybpf.compiler.target import Target
 from pybpf.elf.fixup import loadable
 from pybpf.errors import CompileError, FormatError, PybpfError, UsageError
 from pybpf.plan import ops
@@ -221,7 +222,7 @@ class _Compiled:
         if requests:
             out.append(self._lookup(requests))
         out += maps.create(spec, places, btf, self.pin_root, value_symbols)
-        out += maps.fill(spec, places, arena_at_end=arena_at_end(spec, self.target))
+        out += maps.fill(spec, places, arena_at_end=maps.arena_at_end(spec, self.target))
         out += self._kconfig()
         loads, lookups = self._programs(btf)
         out = maps.exclusive(spec, out, loads)
@@ -294,7 +295,7 @@ class _Compiled:
                 for program, name in self.struct_ops.users.items()
                 if name in self.struct_ops.maps
             },
-            arena_at_end=arena_at_end(spec, self.target),
+            arena_at_end=maps.arena_at_end(spec, self.target),
         )
         loads: list[ops.Op] = []
         lookups: list[SymbolRequest] = []

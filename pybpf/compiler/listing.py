@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybpf.compiler.core import Bodies
+from pybpf.compiler.maps import arena_at_end
 from pybpf.compiler.struct_ops import fit
-from pybpf.compiler.target import Target, arena_at_end
+from pybpf.compiler.target import Target
 from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import PybpfError, RelocationError
 from pybpf.reloc.core import Outcome

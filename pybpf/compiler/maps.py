@@ -7,6 +7,7 @@ import struct
 import sys
 
 from pybpf.compiler.places import Places
+from pybpf.compiler.target import Target
 from pybpf.elf.fixup import KCONFIG
 from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import CompileError
@@ -21,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PIN_ROOT", "create", "exclusive", "fill", "jump_table", "late_fill"]
+__all__ = ["PIN_ROOT", "arena_at_end", "create", "exclusive", "fill", "jump_table", "late_fill"]
 
 PIN_ROOT = "/sys/fs/bpf"
 
@@ -152,6 +153,16 @@ def _program_hash(load: ops.ProgLoad, name: str) -> bytes:
             code[at + 4 : at + 8] = code[at + 12 : at + 16] = bytes(4)
         at += 16 if wide else 8
     return sha256(bytes(code))
+
+
+def arena_at_end(spec: ObjectSpec, target: Target) -> bool:
+    """Where an arena's variables go (see reloc.finish.arena_data_offset). As in libbpf the kernel
+    underneath is asked, also for another kernel's BTF, and only if there are such variables."""
+    if not any(m.type == abi.BPF_MAP_TYPE_ARENA and m.data for m in spec.maps.values()):
+        return False
+    from pybpf.kernel.features import wide_offsets
+
+    return wide_offsets() is True
 
 
 def fill(spec: ObjectSpec, places: Places, *, arena_at_end: bool) -> list[ops.Op]:

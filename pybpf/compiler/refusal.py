@@ -9,9 +9,9 @@ was refused, and kernel symbols with a name like the one that is missing.
 from __future__ import annotations
 
 from pybpf.btf.consts import KIND_NAMES
+from pybpf.compiler.externs import user_of_extern
 from pybpf.compiler.needs import helper_since
 from pybpf.compiler.programs import attach_symbol
-from pybpf.compiler.target import user_of_extern
 from pybpf.errors import PybpfError, SymbolNotFoundError, VerifierError
 from pybpf.reloc.core import CoreTarget
 from pybpf.reloc.core_explain import explain_refusal

@@ -6,20 +6,17 @@ from __future__ import annotations
 import os
 
 from pybpf.btf.model import SYSFS, Btf
-from pybpf.errors import CompileError, FormatError, RelocationError
+from pybpf.errors import CompileError, FormatError
 from pybpf.plan.kconfig import config_text, parse_config, parse_release, running_config
-from pybpf.reloc.externs import KernelTypes, is_typeless
-from pybpf.sys import abi
+from pybpf.reloc.externs import KernelTypes
 from pybpf.sys.files import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from pybpf.reloc.externs import Resolved
-    from pybpf.spec import ExternSpec, ObjectSpec, ProgramSpec
 
-__all__ = ["Target", "arena_at_end", "check_externs", "user_of_extern"]
+__all__ = ["Target"]
 
 
 class Target:
@@ -156,55 +153,3 @@ class Target:
             return bytes(Btf.vmlinux().data) == bytes(self.vmlinux.data)
         except OSError:
             return False
-
-
-def arena_at_end(spec: ObjectSpec, target: Target) -> bool:
-    """Where an arena's variables go (see reloc.finish.arena_data_offset). As in libbpf the kernel
-    underneath is asked, also for another kernel's BTF, and only if there are such variables."""
-    if not any(m.type == abi.BPF_MAP_TYPE_ARENA and m.data for m in spec.maps.values()):
-        return False
-    from pybpf.kernel.features import wide_offsets
-
-    return wide_offsets() is True
-
-
-def check_externs(
-    spec: ObjectSpec, resolved: Callable[[ExternSpec], Resolved], target: Target
-) -> None:
-    """Raise RelocationError for the first extern that is not weak and that ``target`` lacks."""
-    try:
-        for extern in spec.externs.values():
-            if extern.kind != "kconfig" and not extern.weak and not is_typeless(spec, extern):
-                resolved(extern)
-        for extern in spec.externs.values():
-            if not extern.weak and is_typeless(spec, extern) and target.lacks(extern.name):
-                from pybpf.reloc.near import nearest_addresses
-
-                near = " or ".join(nearest_addresses(extern.name))
-                raise RelocationError(
-                    f"the kernel has no symbol {extern.name!r} (/proc/kallsyms)"
-                    + (f"; did you mean {near}?" if near else "."),
-                    hint="Load the module that has it, or declare it __weak and test for it.",
-                    extern=extern.name,
-                ).numbered(3)
-    except RelocationError as exc:
-        user = user_of_extern(spec, str(exc.where.get("extern")))
-        if user is not None:
-            exc.at(program=user.name, section=user.section)
-        raise exc.at(object=spec.path or spec.name)  # noqa: B904
-
-
-def user_of_extern(spec: ObjectSpec, extern: str) -> ProgramSpec | None:
-    """The first program that refers to an extern, itself or in a subprogram; one that is loaded
-    before one that is not."""
-    for program in sorted(spec.programs.values(), key=lambda p: not p.autoload):
-        seen = {program.function}
-        todo = [program.function]
-        while todo:
-            for ref in spec.functions[todo.pop()].refs:
-                if ref.kind == "extern" and ref.name == extern:
-                    return program
-                if ref.function >= 0 and ref.function not in seen:
-                    seen.add(ref.function)
-                    todo.append(ref.function)
-    return None

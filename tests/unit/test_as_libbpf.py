@@ -11,8 +11,9 @@ import pytest
 from pybpf.btf.model import Btf
 from pybpf.btf.write import BtfWriter
 from pybpf.compiler.compile import compile
+from pybpf.compiler.externs import check_externs
 from pybpf.compiler.listing import listing
-from pybpf.compiler.target import Target, check_externs
+from pybpf.compiler.target import Target
 from pybpf.elf import sections
 from pybpf.elf.data import kernel_name
 from pybpf.elf.reader import read
