@@ -233,8 +233,7 @@ def build(
     if configuration is not None:
         if audit:
             raise ConfigError("the configuration says the mode: `mode = audit`.")
-        # A segment's pins are guarded by the successor on the root, which brings that policy.
-        settings.take_over(configuration, signature=signature, plan=plan, guard=standalone)
+        settings.take_over(configuration, signature=signature, plan=plan, standalone=standalone)
     elif standalone:
         raise ConfigError(
             "a whole initramfs needs a configuration: what to boot.",

@@ -11,7 +11,9 @@ import binascii
 from collections.abc import Sequence
 from pathlib import Path
 
-from restrict import config
+from pybpf.plan.ops import Plan
+from pybpf.sys.files import read_file
+from restrict import config, keep_init
 from restrict.errors import ConfigError
 from restrict.initramfs_cpio import Entry
 from restrict.initramfs_modules import Module, Modules
@@ -24,17 +26,15 @@ _FILES = {
     "plan": "fsaccess.plan", "pins_plan": "pins.plan", "signature": "signature.p7s",
     "root_hash": "root_hash",
 }  # fmt: skip
-_FILE_MOST = 16 << 20
 
 
 def _file(path: str | Path, what: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read(_FILE_MOST + 1)
+        data = read_file(path)
     except OSError as e:
         raise ConfigError(f"the {what} cannot be read: {e.strerror}.", file=str(path)) from None
-    if not data or len(data) > _FILE_MOST:
-        raise ConfigError(f"the {what} is empty or has more than 16 MiB.", file=str(path))
+    if not data:
+        raise ConfigError(f"the {what} is empty.", file=str(path))
     return data
 
 
@@ -152,19 +152,16 @@ class Settings:
         *,
         signature: str | Path | None,
         plan: str | Path | None,
-        guard: bool,
+        standalone: bool,
     ) -> None:
         """Take a configuration over; ``signature`` and ``plan`` instead of its own.
 
-        guard: take the policy that guards pins along, if the configuration may keep by pins.
+        standalone: for a whole initramfs, which takes the policy that guards pins along. A
+        segment's pins are guarded by the successor on the root, which brings it.
         """
         base = Path(path).resolve().parent
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as e:
-            raise ConfigError(
-                f"the configuration cannot be read: {e.strerror}.", file=str(path)
-            ) from None
+            text = _file(path, "configuration").decode()
         except UnicodeDecodeError:
             raise ConfigError("the configuration is not UTF-8 text.", file=str(path)) from None
         checked: list[str] = []
@@ -192,17 +189,19 @@ class Settings:
         # Judged by who reads it in the guest; the files are those of this machine meanwhile.
         found = config.parse("\n".join(checked), file=str(path))
         ownerless = "_cgroup" if found.keep == "ownerless" else ""
-        self.policy("plan", named.pop("plan", default_plan(f"fsaccess{ownerless}")))
-        if guard and found.keep in ("auto", "pins"):
-            self.policy("pins_plan", named.pop("pins_plan", default_plan("pins")))
-        named.pop("pins_plan", None)
+        policy = self.policy("plan", named.pop("plan", default_plan(f"fsaccess{ownerless}")))
+        keep, _why = keep_init.way(found, policy, segment=not standalone)
+        pins_plan = named.pop("pins_plan", default_plan("pins"))
+        if standalone and keep == "pins":
+            self.policy("pins_plan", pins_plan)
         for key, file in sorted(named.items()):
             self.add(key, _FILES[key], _file(file, key.replace("_", " ")))
 
-    def policy(self, key: str, path: str | Path) -> None:
-        """Take a frozen policy along as what ``key`` of the configuration names."""
-        load_plan(str(path))  # a damaged one is told now, and not by a machine that boots
+    def policy(self, key: str, path: str | Path) -> Plan:
+        """Take a frozen policy along as what ``key`` of the configuration names; gives it."""
+        plan = load_plan(str(path))  # a damaged one is told now, and not by a machine that boots
         self.add(key, _FILES[key], _file(path, "plan"))
+        return plan
 
     def text(self, modules: Sequence[Module]) -> bytes:
         """The image's configuration; takes the modules along."""

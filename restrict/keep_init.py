@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from restrict.fsaccess import Policy
     from restrict.pins import Pins
 
-__all__ = ["Keeping", "choose"]
+__all__ = ["Keeping", "choose", "way"]
 
 # What is said of each way.
 _SAID = {
@@ -125,15 +125,13 @@ class Keeping:
             say(f"process {keep_keeper.spawn(policy)} keeps the policy")
 
 
-def choose(
-    settings: InitConfig, plan: Plan, say: Callable[[str], None], *, segment: bool = False
-) -> Keeping:
-    """What ``keep`` of the configuration means for this plan and what follows.
+def way(settings: InitConfig, plan: Plan, *, segment: bool) -> tuple[str, str]:
+    """The way that ``keep`` of the configuration means for this plan and what follows, and why it
+    is that one, where it is ``auto``.
 
-    segment: another generator's initramfs follows. Raises ConfigError; KernelError or FormatError
-    if the pins policy's plan is there and cannot be used.
+    segment: another generator's initramfs follows. Raises ConfigError for what cannot be.
     """
-    name, ownerless = settings.keep, keep_ownerless.is_plan(plan)
+    name, why, ownerless = settings.keep, "", keep_ownerless.is_plan(plan)
     if name == "auto":
         # In a segment ``init`` says nothing of what follows first: the generator's own PID 1.
         name, why = "pins", "init need not know of it"
@@ -141,7 +139,6 @@ def choose(
             name, why = "ownerless", "the plan is made for it"
         elif settings.resumes and not segment:
             name, why = "exec", "init resumes it"
-        say(f"keep = auto: {name}, {why}")
     if ownerless != (name == "ownerless"):
         raise ConfigError(
             f"keep = {name} does not fit the plan, which is "
@@ -157,6 +154,18 @@ def choose(
             key="keep",
             hint="Before another generator pins, ownerless and exec keep the policy.",
         )
+    return name, why
+
+
+def choose(
+    settings: InitConfig, plan: Plan, say: Callable[[str], None], *, segment: bool = False
+) -> Keeping:
+    """The ``way`` of this boot, said where it was chosen. Raises what that does; KernelError or
+    FormatError if the pins policy's plan is there and cannot be used.
+    """
+    name, why = way(settings, plan, segment=segment)
+    if why:
+        say(f"keep = auto: {name}, {why}")
     guard = None
     if name == "pins" and not segment:
         if os.path.exists(settings.pins_plan):

@@ -338,6 +338,17 @@ def test_mistake_in_the_configuration(folder: Path) -> None:
     assert "line 3: there is no key 'colour'" in text
 
 
+def test_keep_that_cannot_be(folder: Path) -> None:
+    """What would stop the boot is told now."""
+    (folder / "init.conf").write_text("init = /sbin/init\nkeep = keeper\n")
+    text = _fails(folder, config=folder / "init.conf")
+    assert "keep = keeper is for `restrict init` alone" in text
+    assert "pins, ownerless and exec" in text
+    (folder / "init.conf").write_text("init = /sbin/init\nkeep = ownerless\n")
+    text = _fails(folder, config=folder / "init.conf", plan=ROOT / "bpf/objects/fsaccess.plan")
+    assert "does not fit the plan, which is not the ownerless policy's" in text
+
+
 def test_damaged_plan(folder: Path) -> None:
     data = bytearray((ROOT / "bpf/objects/fsaccess.plan").read_bytes())
     data[len(data) // 2] ^= 1
