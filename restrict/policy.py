@@ -46,15 +46,13 @@ def default_plan(name: str) -> str:
 def load_plan(path: str) -> Plan:
     """Read a frozen Plan (``restrict bundle``). Raises FormatError or KernelError."""
     from pybpf.plan.frozen import from_bytes
+    from pybpf.sys.files import read_file
 
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        return from_bytes(read_file(path))
     except OSError as e:
         hint = "Make it with `restrict bundle -o FILE`."
         raise system_error("the plan cannot be read", e, "open", hint=hint, file=path) from None
-    try:
-        return from_bytes(data)
     except PybpfError as e:
         raise e.at(file=path) from None
 

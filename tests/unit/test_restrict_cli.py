@@ -55,6 +55,7 @@ def test_usage(words: tuple[str, ...]) -> None:
         (("bundle", "--policy-version", "99999999999", "-o", "x"), 1, "from 1 to 4294967295"),
         (("simulate", "--assume", "/no/mount"), 1, "/no/mount"),
         (("userns", "install", "--plan", "/etc/passwd"), 1, "/etc/passwd: this is no frozen Plan"),
+        (("userns", "install", "--plan", "/dev/zero"), 1, "/dev/zero: it has more than"),
         (("userns", "reset", "9" * 5000), 2, "32 bits"),
         (("userns", "reset", "4294967296"), 2, "32 bits"),
         (("userns", "reset", "/no/path"), 1, "/no/path: it cannot be opened"),
@@ -117,6 +118,7 @@ def test_resume_without_a_handover(tmp_path: Path) -> None:
     assert "RESTRICT_HANDOVER is not in the environment" in done.stderr
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="the folders must be root's")
 def test_status_of_nothing(tmp_path: Path) -> None:
     done = restrict("status", "--json", "--path", str(tmp_path / "none"))
     assert done.returncode == 1

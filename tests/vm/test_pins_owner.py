@@ -386,7 +386,7 @@ def limit_mount_setattr(guest: Guest) -> None:
 # ── installing ──
 
 
-@owner.case()
+@owner.case(timeout=600)  # it loads the policy six times
 def undone(guest: Guest) -> None:
     """Whatever step fails, nothing is left: no mount, directory, link, map."""
     path = "/run/undone"
