@@ -237,6 +237,11 @@ class Btf:
         for type_id in range(self.start_id, self.count):
             yield self.type(type_id)
 
+    def of_kind(self, *kinds: int) -> Iterator[Type]:
+        """Own types of these kinds, in id order; the others are passed over, not decoded."""
+        for index in self._walk.of_kind(kinds):
+            yield self.type(self.start_id + index)
+
     def skip(self, type_id: int) -> Type:
         """Follow modifiers and typedefs. Raises FormatError on a loop."""
         for _ in range(_MAX_CHAIN):

@@ -52,7 +52,7 @@ FEATURES = {
 def needed(btf: Btf) -> frozenset[str]:
     """Which of FEATURES the BTF makes use of."""
     found: set[str] = set()
-    for one in btf:
+    for one in btf.of_kind(*{kind for kinds in _KINDS.values() for kind in kinds}):
         kind = one.kind
         if kind in (KIND_FUNC, KIND_FUNC_PROTO):
             found.add("func")
@@ -74,6 +74,17 @@ _BY_KIND = {
     KIND_DECL_TAG: "decl_tag",
     KIND_TYPE_TAG: "type_tag",
     KIND_ENUM64: "enum64",
+}
+# Feature → kinds of types that are otherwise without it.
+_KINDS = {
+    "func": (KIND_FUNC, KIND_FUNC_PROTO),
+    "datasec": (KIND_VAR, KIND_DATASEC),
+    "func_global": (KIND_FUNC,),
+    "float": (KIND_FLOAT,),
+    "decl_tag": (KIND_DECL_TAG,),
+    "type_tag": (KIND_TYPE_TAG,),
+    "enum64": (KIND_ENUM, KIND_ENUM64),
+    "qmark_datasec": (KIND_DATASEC,),
 }
 
 
@@ -102,7 +113,8 @@ class _Sanitizer:
 
     def run(self) -> bytes:
         """The blob."""
-        for found in self.btf:
+        kinds = {kind for feature in self.missing for kind in _KINDS[feature]}
+        for found in self.btf.of_kind(*kinds):
             kind = found.kind
             if kind in (KIND_VAR, KIND_DECL_TAG):
                 feature = "datasec" if kind == KIND_VAR else "decl_tag"

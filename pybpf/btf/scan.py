@@ -74,6 +74,15 @@ class Walk:
             self._step()
         return self.count
 
+    def of_kind(self, kinds: Collection[int]) -> Iterator[int]:
+        """Indices of the records of these kinds."""
+        self.total()
+        words = self.words
+        for first, base, starts in zip(self._first, self._base, self._starts, strict=True):
+            for index, at in enumerate(starts, first):
+                if (words[base + at + 1] >> KIND_SHIFT) & KIND_MASK in kinds:
+                    yield index
+
     def index_at(self, position: int) -> int:
         """Index of the record that starts at word ``position``, -1 when none starts there."""
         while self._next <= position and self._next < self.end:

@@ -188,10 +188,9 @@ def read_externs(image: ElfImage, btf: Btf | None) -> tuple[dict[str, ExternSpec
             hint="Compile with clang -g.",
         )
     sections: dict[int, str] = {}
-    for found in btf:
-        if found.kind == KIND_DATASEC:
-            for entry in found.variables:
-                sections.setdefault(entry.type, found.name)
+    for found in btf.of_kind(KIND_DATASEC):
+        for entry in found.variables:
+            sections.setdefault(entry.type, found.name)
     kconfig: list[tuple[int, ExternSpec]] = []
     ksyms: list[ExternSpec] = []
     for symbol in undefined:

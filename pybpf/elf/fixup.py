@@ -88,8 +88,8 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
         s.name: s for s in image.symbols if s.bind != STB_LOCAL and s.name and s.section
     }
     editor = Editor(btf)
-    for found in btf:
-        if found.kind != KIND_DATASEC or found.name in (KCONFIG, KSYMS):
+    for found in btf.of_kind(KIND_DATASEC):
+        if found.name in (KCONFIG, KSYMS):
             continue
         section = image.by_name.get(found.name)
         if section is None or section.size == 0:
@@ -127,10 +127,7 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
 
 
 def _any_int(btf: Btf) -> Type | None:
-    for found in btf:
-        if found.kind == KIND_INT and found.size_or_type == 4:
-            return found
-    return None
+    return next((found for found in btf.of_kind(KIND_INT) if found.size_or_type == 4), None)
 
 
 def loadable(btf: Btf, *, static_functions: Iterable[int] = ()) -> bytes:
@@ -149,7 +146,7 @@ def loadable(btf: Btf, *, static_functions: Iterable[int] = ()) -> bytes:
         found = btf.type(type_id)
         if found.kind == KIND_FUNC:
             editor.linkage(found, LINKAGE_STATIC)
-    for found in btf:
+    for found in btf.of_kind(KIND_FUNC, KIND_VAR, KIND_DATASEC):
         if found.kind == KIND_FUNC and found.linkage == LINKAGE_EXTERN:
             editor.linkage(found, LINKAGE_GLOBAL)
             _name_parameters(editor, found)

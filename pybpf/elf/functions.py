@@ -373,8 +373,8 @@ def _exception_callbacks(functions: list[FunctionSpec], btf: Btf | None) -> dict
     named: dict[str, list[int]] = {}
     for number, function in enumerate(functions):
         named.setdefault(function.name, []).append(number)
-    for tag in btf:
-        if tag.kind != KIND_DECL_TAG or tag.component != -1 or not tag.name.startswith(_EXCEPTION):
+    for tag in btf.of_kind(KIND_DECL_TAG):
+        if tag.component != -1 or not tag.name.startswith(_EXCEPTION):
             continue
         wanted = tag.name[len(_EXCEPTION) :]
         target = btf.type(tag.type)

@@ -53,6 +53,23 @@ def every_kind(byteorder: str = "little") -> BtfWriter:
 
 
 @pytest.mark.parametrize("byteorder", ["little", "big"])
+def test_types_of_a_kind(byteorder: str) -> None:
+    """The same as by looking at all, also across the walk's chunks and on top of a base."""
+    w = every_kind(byteorder)
+    for number in range(20_000):
+        w.add_typedef(f"t{number}", 1) if number % 3 else w.add_ptr(1)
+    base = w.btf(name="base")
+    split = BtfWriter(byteorder, base=base)
+    split.add_typedef("own", 2)
+    split.add_ptr(base.count)
+    for btf in (base, split.btf(name="split")):
+        for kinds in ((2,), (KIND_TYPEDEF,), (KIND_FUNC, KIND_STRUCT), ()):
+            wanted = [t.id for t in btf if t.kind in kinds]
+            assert [t.id for t in btf.of_kind(*kinds)] == wanted
+    assert len(list(base.of_kind(KIND_TYPEDEF))) > 13_000
+
+
+@pytest.mark.parametrize("byteorder", ["little", "big"])
 def test_every_kind_is_read(byteorder: str) -> None:
     btf = Btf.parse(every_kind(byteorder).build(), name="t")
     assert btf.byteorder == byteorder
