@@ -31,7 +31,7 @@ from pybpf.btf.layout import layout
 from pybpf.btf.model import SYSFS, Btf
 from pybpf.btf.types import SIZED
 from pybpf.cli.common import emit, plain
-from pybpf.errors import FormatError, KernelError, UsageError
+from pybpf.errors import FormatError, KernelError, PybpfError, UsageError
 from pybpf.kernel.btf import BtfObject
 from pybpf.kernel.kallsyms import addresses
 from pybpf.kernel.layout import decode
@@ -187,29 +187,40 @@ def _tell(args: argparse.Namespace, found: KernelObject) -> None:
 
 def _dump(args: argparse.Namespace) -> int:
     with _open(args) as found:
-        if isinstance(found, Program):
-            lines = disasm(found.xlated(), sys.byteorder, name=_namer())
-            if not lines:
-                raise UsageError(
-                    "the kernel does not show its instructions.",
-                    hint="It needs CAP_PERFMON, CAP_SYS_ADMIN and kernel.kptr_restrict below 2.",
-                )
-            for line in lines:
-                if args.json:
-                    emit({"insn": line})
-                else:
-                    print(line)
-            return 0
-        assert isinstance(found, Map)
-        variables = _type_map(found)
-        for key, value in found.items():
-            if variables is not None:
-                value = _variables(value, variables)
-            if args.json:
-                emit({"key": plain(key), "value": plain(value)})
+        try:
+            if isinstance(found, Program):
+                _dump_program(args, found)
             else:
-                print(f"{_text(key)}: {_text(value)}")
+                assert isinstance(found, Map)
+                _dump_map(args, found)
+        except PybpfError as exc:
+            raise exc.at(**{found.KIND: args.which}) from None
     return 0
+
+
+def _dump_program(args: argparse.Namespace, found: Program) -> None:
+    lines = disasm(found.xlated(), sys.byteorder, name=_namer())
+    if not lines:
+        raise UsageError(
+            "the kernel does not show its instructions.",
+            hint="It needs CAP_PERFMON, CAP_SYS_ADMIN and kernel.kptr_restrict below 2.",
+        )
+    for line in lines:
+        if args.json:
+            emit({"insn": line})
+        else:
+            print(line)
+
+
+def _dump_map(args: argparse.Namespace, found: Map) -> None:
+    variables = _type_map(found)
+    for key, value in found.items():
+        if variables is not None:
+            value = _variables(value, variables)
+        if args.json:
+            emit({"key": plain(key), "value": plain(value)})
+        else:
+            print(f"{_text(key)}: {_text(value)}")
 
 
 def _text(value: Any) -> str:

@@ -298,7 +298,11 @@ class Map(KernelObject):
         Raises KernelError, UsageError for a type without keys (a queue: see ``pop``).
         """
         if self.type in _KEYLESS:
-            raise UsageError("its elements have no keys", map=self._name)
+            raise UsageError(
+                "its elements have no keys, and cannot be listed.",
+                hint="A queue and a stack give them by pop(), a ring to its RingBuffer.",
+                map=self._name,
+            )
         seen: set[bytes] | None = None if self.type in _ARRAYS else set()
         key: bytes | None = None
         waiting: bytes | None = None

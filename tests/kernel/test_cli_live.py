@@ -64,6 +64,13 @@ def test_maps(live: pybpf.Object, capsys: Output) -> None:
     assert capsys.readouterr().out == "5: 500\n"
 
 
+def test_maps_that_cannot_be_listed(live: pybpf.Object, capsys: Output) -> None:
+    for name in ("ring", "bloom"):
+        ident = str(live.maps[name].id)
+        assert main(["map", "dump", ident]) == 2
+        assert f"map {ident}: its elements have no keys" in capsys.readouterr().err
+
+
 def test_names(live: pybpf.Object, capsys: Output) -> None:
     """An object by its name, if it is the only one of that name."""
     program = live.programs["first"]
