@@ -78,17 +78,15 @@ ARMED_HOOK("lsm/inode_removexattr", pins_removexattr, decide_attributes(ctx[1]))
 
 /* open(2) and BPF_OBJ_GET of a pin. What the owner has made readable by all is public: it may be
  * opened for reading, which for a pinned iterator runs it. BPF_OBJ_GET asks here without MAY_OPEN and
- * is refused even then, read-only or not. Directories may be searched and listed. */
-SEC("lsm/inode_permission")
-int pins_permission(u64 *ctx)
+ * is refused even then, read-only or not. */
+static __always_inline int decide_permission(u64 *ctx)
 {
 	const struct inode *inode = cast_to(ctx[0], struct inode);
 	u32 mask = (u32)ctx[1];
-	u16 mode;
+	u16 mode = inode->i_mode;
 
-	if (!armed || !which_filesystem((u64)inode->i_sb))
-		return 0;
-	mode = inode->i_mode;
+	/* Directories may be searched and listed. First, because each directory of each path that
+	 * anybody looks up is asked about. */
 	if ((mode & S_IFMT) != S_IFREG)
 		return 0;
 	if ((mode & S_IROTH) && (mask & (MAY_OPEN | MAY_ACCESS)) &&
@@ -96,5 +94,7 @@ int pins_permission(u64 *ctx)
 		return 0;
 	return decide_inode(PINS_OP_OPEN, (u64)inode->i_sb, ctx[0], 0);
 }
+
+ARMED_HOOK("lsm/inode_permission", pins_permission, decide_permission(ctx))
 
 #endif

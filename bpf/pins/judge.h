@@ -36,8 +36,9 @@ static __always_inline int decide(struct request *request, u32 reason, u64 name)
 	return conclude(request, reason, true, NULL, name);
 }
 
-/* An act on a file or directory of `superblock`. What is on other filesystems is not counted. */
-static __always_inline int decide_inode(u32 operation, u64 superblock, u64 inode, u64 name)
+/* An act on a file or directory of `superblock`. What is on other filesystems is not counted. Not
+ * inlined: what has nothing to decide should not save the registers that this needs. */
+static __noinline int decide_inode(u32 operation, u64 superblock, u64 inode, u64 name)
 {
 	struct request request = {.operation = operation};
 

@@ -93,7 +93,9 @@ static __always_inline int answer(struct question *question, u32 reason, u64 nam
 	return conclude(&question->request, reason, true, NULL, name);
 }
 
-static __always_inline int judge_path(enum userns_operation operation, u64 address, u64 dentry)
+/* Not inlined: an open or ioctl that has nothing to be judged should not save the registers that
+ * this needs. */
+static __noinline int judge_path(enum userns_operation operation, u64 address, u64 dentry)
 {
 	const struct path *path = cast_to(address, struct path);
 	const struct super_block *sb = path->mnt->mnt_sb;

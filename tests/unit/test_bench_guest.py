@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tools.benchmarks.acts import digest_acts
 from tools.benchmarks.guest import digest
 from tools.benchmarks.report import guest_text
 
@@ -59,6 +60,8 @@ def test_ratios_are_times_with_the_policy_over_without() -> None:
 
 def test_guest_report() -> None:
     result = json.loads(json.dumps(digest(_raw())))
+    acts = {"ioctl": {"off": [100.0, 100.0, 100.0], "on": [108.0, 110.0, 110.0]}}
+    result["acts"] = digest_acts({"acts": {"userns": acts}})
     result["boot"] = {
         "kernel_ms": 1500.0,
         "said": [[12.5, "armed: 13 programs"]],
@@ -75,4 +78,5 @@ def test_guest_report() -> None:
     assert lines["load"] == ["load", "5.50"]
     assert lines["arm"] == ["arm", "5.00"]
     assert lines["of"][-2:] == ["1", "2.00"]
+    assert lines["ioctl"][:4] == ["ioctl", "100", "110", "1.10"]
     assert lines["MapCreate"] == ["MapCreate", "2", "4.00"]

@@ -132,13 +132,18 @@ def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _guest(arguments: argparse.Namespace) -> dict[str, Any]:
+    from tools.benchmarks.acts import measure_acts
     from tools.benchmarks.boot import boot_times
     from tools.benchmarks.guest import measure
 
     words = [word for word in arguments.guest_objects.split(",") if word]
     subjects = choose(words, corpus_folder(arguments.corpus))[0] if words else []
     return {
-        lane: {"boot": boot_times(lane), **measure(lane, arguments.guest_rounds, subjects)}
+        lane: {
+            "boot": boot_times(lane),
+            "acts": measure_acts(lane, arguments.guest_rounds),
+            **measure(lane, arguments.guest_rounds, subjects),
+        }
         for lane in arguments.lane or ["7.3"]
     }
 

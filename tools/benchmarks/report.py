@@ -219,6 +219,14 @@ def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
         "calls while on\n"
         + render(["program", "calls", "inert", "audit", "on, allowed", "on, denied"], rows)
     )
+    for policy, acts in result.get("acts", {}).items():
+        rows = [
+            [act, _middle(row["off"]), _middle(row["on"]), _cell(row, "on_over_off")]
+            for act, row in acts.items()
+        ]
+        yield f"Acts that {policy} allows to all, on a tmpfs, instructions of one\n" + render(
+            ["act", "off", "on", "on ÷ off"], rows
+        )
     boot = result["boot"]
     yield (
         f"Early boot by restrict init (the kernel alone: {number(boot['kernel_ms'])} ms): ms since "

@@ -8,6 +8,15 @@
  *     workload anonymous COUNT         mmap of one anonymous page, read and write, and munmap
  *     workload check COUNT FILE        execveat(AT_EXECVE_CHECK), 6.14
  *     workload trace COUNT             readlink of /proc/PARENT/exe: asks ptrace_access_check
+ *     workload stat COUNT FILE         stat
+ *     workload open COUNT FILE         open for reading, and close
+ *     workload ioctl COUNT FILE        FIOCLEX, about the shortest there is
+ *     workload chmod COUNT FILE        chmod to 0644
+ *     workload chown COUNT FILE        chown to the root
+ *     workload create COUNT NAME       open(O_CREAT), close, unlink
+ *     workload mkdir COUNT NAME        mkdir and rmdir
+ *     workload rename COUNT FILE       rename to FILE.new, and back
+ *     workload mount COUNT DIRECTORY   bind mount over itself, and umount
  *
  * Prints "COUNT NANOSECONDS". An operation that fails ends it with status 1 and the errno's name.
  */
@@ -18,7 +27,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -31,7 +43,7 @@ extern char **environ;
 
 static int fd = -1;
 static void *page;
-static char *path;
+static char *path, *other;
 
 static int do_exec(void)
 {
@@ -81,13 +93,72 @@ static int do_trace(void)
 	return readlink(link, target, sizeof(target)) > 0 ? 0 : -1;
 }
 
+static int do_stat(void)
+{
+	struct stat found;
+
+	return stat(path, &found);
+}
+
+static int do_open(void)
+{
+	int opened = open(path, O_RDONLY | O_CLOEXEC);
+
+	return opened < 0 ? -1 : close(opened);
+}
+
+static int do_ioctl(void)
+{
+	return ioctl(fd, FIOCLEX);
+}
+
+static int do_chmod(void)
+{
+	return chmod(path, 0644);
+}
+
+static int do_chown(void)
+{
+	return chown(path, 0, 0);
+}
+
+static int do_create(void)
+{
+	int opened = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	return opened < 0 || close(opened) ? -1 : unlink(path);
+}
+
+static int do_mkdir(void)
+{
+	return mkdir(path, 0700) ? -1 : rmdir(path);
+}
+
+static int do_rename(void)
+{
+	return rename(path, other) ? -1 : rename(other, path);
+}
+
+static int do_mount(void)
+{
+	return mount(path, path, NULL, MS_BIND, NULL) ? -1 : umount2(path, 0);
+}
+
+enum needs { NOTHING, A_PATH, A_FILE, A_PAGE };
+
 static const struct {
 	const char *name;
 	int (*once)(void);
-	int file;
+	enum needs needs;
 } kinds[] = {
-	{"exec", do_exec, 1},           {"map", do_map, 1},     {"protect", do_protect, 1},
-	{"anonymous", do_anonymous, 0}, {"check", do_check, 1}, {"trace", do_trace, 0},
+	{"exec", do_exec, A_PAGE},     {"map", do_map, A_PAGE},
+	{"protect", do_protect, A_PAGE}, {"anonymous", do_anonymous, NOTHING},
+	{"check", do_check, A_PAGE},   {"trace", do_trace, NOTHING},
+	{"stat", do_stat, A_PATH},     {"open", do_open, A_PATH},
+	{"ioctl", do_ioctl, A_FILE},   {"chmod", do_chmod, A_PATH},
+	{"chown", do_chown, A_PATH},   {"create", do_create, A_PATH},
+	{"mkdir", do_mkdir, A_PATH},   {"rename", do_rename, A_PATH},
+	{"mount", do_mount, A_PATH},
 };
 
 static long long now(void)
@@ -107,15 +178,20 @@ int main(int argc, char **argv)
 	for (kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
 		if (argc > 2 && !strcmp(argv[1], kinds[kind].name))
 			break;
-	if (kind == sizeof(kinds) / sizeof(kinds[0]) || argc != 3 + kinds[kind].file) {
+	if (kind == sizeof(kinds) / sizeof(kinds[0]) || argc != 3 + (kinds[kind].needs != NOTHING)) {
 		fprintf(stderr, "usage: workload KIND COUNT [FILE]\n");
 		return 2;
 	}
 	count = atol(argv[2]);
-	if (kinds[kind].file) {
+	if (kinds[kind].needs != NOTHING) {
 		path = argv[3];
+		if (asprintf(&other, "%s.new", path) < 0)
+			return 1;
+	}
+	if (kinds[kind].needs >= A_FILE) {
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		page = mmap(NULL, PAGE, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
+		if (kinds[kind].needs == A_PAGE)
+			page = mmap(NULL, PAGE, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
 		if (fd < 0 || page == MAP_FAILED) {
 			fprintf(stderr, "workload: %s: %s\n", path, strerrorname_np(errno));
 			return 1;
