@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALLOWED", "Expected", "Outcome", "killed", "refused", "trial"]
+__all__ = ["ALLOWED", "Expected", "Outcome", "killed", "refusal", "refused", "trial"]
 
 
 def _errno_name(code: int) -> str:
@@ -93,6 +93,17 @@ def refused(code: int = errno.EPERM) -> Expected:
 def killed(number: int = signal.SIGKILL) -> Expected:
     """The process was killed by the signal *number*."""
     return Expected("killed", int(number))
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """What pybpf or restrict says of an act that must be refused."""
+    from pybpf.errors import PybpfError
+
+    try:
+        act()
+    except PybpfError as error:
+        return str(error)
+    raise AssertionError("it was not refused")
 
 
 def trial(function: Callable[..., object], *arguments: object) -> Outcome:

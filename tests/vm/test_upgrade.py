@@ -15,7 +15,7 @@ import time
 
 from tests.vm import probes, probes_bpf
 from tests.vm.attempts import CONTENT, EXITS
-from tests.vm.outcome import refused
+from tests.vm.outcome import refusal, refused
 from tests.vm.policy import build_plan, load_plan, plans_drive
 from tests.vm.programs import program
 from tests.vm.scenario import Drive, Guest, Scenario
@@ -134,16 +134,6 @@ def twenty_upgrades_without_a_gap(guest: Guest) -> None:
 # ── who may, and to what ──
 
 
-def _refusal(act: Callable[[], object]) -> str:
-    from pybpf.errors import PybpfError
-
-    try:
-        act()
-    except PybpfError as error:
-        return str(error)
-    raise AssertionError("it was not refused")
-
-
 def _in_child(act: Callable[[], str]) -> str:
     """What a child, which is another process to the guard, says."""
     reader, writer = os.pipe()
@@ -172,12 +162,12 @@ def lower_versions_are_refused(guest: Guest) -> None:
     with generation_one(guest):
         replace(of_version(plan, 5)).policy.release()
         for version in (4, 1):
-            text = _refusal(lambda version=version: replace(of_version(plan, version)))  # type: ignore[misc]
+            text = refusal(lambda version=version: replace(of_version(plan, version)))  # type: ignore[misc]
             assert f"version {version}, and 5 is in force" in text, text
-        text = _refusal(lambda: replace(of_version(plan, 5)))
+        text = refusal(lambda: replace(of_version(plan, 5)))
         assert "version 5 is in force already" in text
         assert "--reload" in text
-        text = _refusal(lambda: replace(of_version(plan, 4), reload=True))
+        text = refusal(lambda: replace(of_version(plan, 4), reload=True))
         assert "lower version is refused" in text
         assert [g.number for g in keep_pins.generations()] == [2]
         done = replace(of_version(plan, 5), reload=True)
@@ -194,7 +184,7 @@ def only_the_owner_or_its_deputy_upgrades(guest: Guest) -> None:
     plan = load_plan(guest)
 
     def stranger() -> str:
-        text = _refusal(lambda: replace(of_version(plan, 2)))
+        text = refusal(lambda: replace(of_version(plan, 2)))
         (generation,) = keep_pins.generations()
         outcome = probes_bpf.object_get(f"{generation.folder}/map_bss")
         return f"{text}\n{outcome}"
@@ -239,7 +229,7 @@ def a_plan_that_does_not_enforce_is_refused(guest: Guest) -> None:
 
     with generation_one(guest):
         before = {kind: probes_bpf.ids(kind) for kind in ("map", "program", "link")}
-        text = _refusal(lambda: replace(load_plan(guest, "no_mmap")))
+        text = refusal(lambda: replace(load_plan(guest, "no_mmap")))
         guest.note(text)
         assert "did not notice what it must refuse: mmap anonymous, mmap write_exec" in text
         assert "rehearsal" in text
@@ -260,7 +250,7 @@ def without_the_seed_it_would_lock_out(guest: Guest) -> None:
     with generation_one(guest):
         module.Seed.settle = lambda self: None  # type: ignore[method-assign]
         try:
-            text = _refusal(lambda: module.upgrade(of_version(plan, 2)))
+            text = refusal(lambda: module.upgrade(of_version(plan, 2)))
         finally:
             module.Seed.settle = settle  # type: ignore[method-assign]
         assert "lock this machine out" in text, text

@@ -9,11 +9,10 @@ import os
 import struct
 import time
 
-from pybpf.errors import PybpfError
 from restrict import release, userns_pins, userns_status
 from restrict import userns as names_of
 from tests.vm import probes_bpf, userns
-from tests.vm.outcome import ALLOWED, Outcome, refused, trial
+from tests.vm.outcome import ALLOWED, Outcome, refusal, refused, trial
 from tests.vm.probes import attempt
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.userns_acts import create
@@ -47,15 +46,6 @@ life = Scenario(
     drives={"plans": plans(shallow=lambda: plan_without(max_levels=5))},
 )  # fmt: skip
 life.setup(prepare)
-
-
-def _refusal(act: Callable[[], object]) -> str:
-    """What is said of an act that must be refused."""
-    try:
-        act()
-    except PybpfError as error:
-        return str(error)
-    raise AssertionError("it was not refused")
 
 
 # ── namespaces ──
@@ -106,9 +96,9 @@ def what_is_no_namespace_is_refused(guest: Guest) -> None:
             (null.fileno(), "not one of a user namespace"),
             (own.fileno(), "the initial user namespace"),
         ):
-            assert why in _refusal(lambda fd=fd: policy.put_by_fd(fd))  # type: ignore[misc]
+            assert why in refusal(lambda fd=fd: policy.put_by_fd(fd))  # type: ignore[misc]
         for inode in (1 << 32, 0, -1):
-            assert "32 bits" in _refusal(lambda inode=inode: policy.put_by_inode(inode))  # type: ignore[misc]
+            assert "32 bits" in refusal(lambda inode=inode: policy.put_by_inode(inode))  # type: ignore[misc]
         assert not policy.reset_by_inode(1 << 32)
         assert policy.namespaces() == []
 
@@ -354,7 +344,7 @@ def an_owner_that_is_none(guest: Guest) -> None:
     """Installing again for a process that is not there changes nothing."""
     plan = userns_pins.load_plan(PLAN)
     before = userns_status.read()
-    assert "no process 4194305" in _refusal(lambda: userns_pins.install(plan, owner=(1 << 22) + 1))
+    assert "no process 4194305" in refusal(lambda: userns_pins.install(plan, owner=(1 << 22) + 1))
     after = userns_status.read()
     assert before is not None
     assert after is not None
@@ -435,7 +425,7 @@ def what_fails_is_undone(guest: Guest) -> None:
     with create_map(2, 4, 4, 1) as found:
         found.pin(f"{pins}/programs/{last}" if last != "status" else f"{pins}/status")
     before = {kind: probes_bpf.ids(kind) for kind in ("link", "program", "map")}
-    assert "not a BPF link" in _refusal(lambda: userns_pins.install(plan, pins=pins))
+    assert "not a BPF link" in refusal(lambda: userns_pins.install(plan, pins=pins))
     left = [n for n in probes_bpf.ids("link") if n not in before["link"]]
     assert release.wait_released(left) == []
     assert sorted(os.listdir(pins)) == (
@@ -526,7 +516,7 @@ def somebody_else_holds_a_link(guest: Guest) -> None:
     plan = userns_pins.load_plan(PLAN)
     fd = _get(f"{userns_pins.PINS}/programs/mknod")
     held = _link_id("mknod")
-    said = _refusal(lambda: userns_pins.uninstall(timeout=2.0))
+    said = refusal(lambda: userns_pins.uninstall(timeout=2.0))
     guest.note(said)
     assert str(held) in said
     os.close(fd)
