@@ -77,7 +77,8 @@ print("ok", len(sys.modules))
 class Runtime:
     """The interpreter with its library and ours: what is the same in every image.
 
-    entries: files below the prefix. version: the interpreter's. names: modules in restrict.pyz.
+    entries: files below the prefix. start: the words that start the interpreter. machine: its
+    e_machine. version: its version. names: modules in restrict.pyz.
     """
 
     __slots__ = ("entries", "machine", "names", "start", "version")
@@ -113,13 +114,11 @@ def _project() -> Path:
 # ── the interpreter ──
 
 
-def runtime(
-    python: str | Path | None = None, *, prefix: str = PREFIX, check: bool = True
-) -> Runtime:
+def runtime(python: str | Path | None = None, *, prefix: str = PREFIX) -> Runtime:
     """The interpreter ``python`` (default: the one this runs in), traced and trimmed.
 
-    prefix: folder of the image, without a leading slash. check: run it once, from a temporary
-    folder, to see that nothing is missing; not possible for another machine's interpreter.
+    It is run once, from a temporary folder, to see that nothing is missing; so it must be for this
+    machine. prefix: folder of the image, without a leading slash.
     Raises RestrictError: no such interpreter, too old, a module or a library is missing.
     """
     _plain_prefix(prefix)
@@ -161,8 +160,7 @@ def runtime(
         entries, start, program.machine, ".".join(map(str, found.version)),
         sorted(name.replace("/", ".").removesuffix(".__init__") for name in ours),
     )  # fmt: skip
-    if check:
-        _check(result, prefix)
+    _check(result, prefix)
     return result
 
 
@@ -212,7 +210,6 @@ def build(
     then: str = "/init",
     python: str | Path | None = None,
     prefix: str = PREFIX,
-    mtime: int = 0,
     made: Runtime | None = None,
 ) -> Built:
     """Put an initramfs together; no file is written.
@@ -264,7 +261,7 @@ def build(
     starts = {"init": ["init"] if standalone else ["first", then]}
     if not standalone and configuration is not None:
         starts["open"] = ["open"]
-    return _finish(entries, loaded, starts, made or runtime(python, prefix=prefix), prefix, mtime)
+    return _finish(entries, loaded, starts, made or runtime(python, prefix=prefix), prefix)
 
 
 def build_successor(
@@ -286,7 +283,7 @@ def build_successor(
     settings.policy("plan", plan or default_plan("fsaccess"))
     settings.policy("pins_plan", default_plan("pins"))
     carried = made or runtime(python, prefix=prefix)
-    return _finish(settings.entries, [], {"init": ["resume", then]}, carried, prefix, 0)
+    return _finish(settings.entries, [], {"init": ["resume", then]}, carried, prefix)
 
 
 def _finish(
@@ -295,14 +292,13 @@ def _finish(
     starts: dict[str, list[str]],
     carried: Runtime,
     prefix: str,
-    mtime: int,
 ) -> Built:
     entries = [*entries, *carried.entries]
     entries.append(Entry.file(f"{prefix}/start.py", _START.format(prefix=prefix).encode()))
     for name, verb in starts.items():
         words = [*carried.start, f"/{prefix}/start.py", *verb]
         entries.append(Entry.file(f"{prefix}/{name}", launcher(carried.machine, words), 0o755))
-    return Built(archive(entries, mtime=mtime), entries, modules, carried)
+    return Built(archive(entries), entries, modules, carried)
 
 
 def _plain_program(path: str) -> None:

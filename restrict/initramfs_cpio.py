@@ -4,7 +4,7 @@
 Written here and not by cpio(1): ``cpio --reproducible`` still takes owner, mode and time from a
 staged tree, so device nodes and owners need root and equal bytes need a cleaned tree; the format
 is 13 hexadecimal numbers, a name and the data. Equal entries give equal bytes: names are sorted,
-inode numbers count from one, owner is root, the time is given.
+inode numbers count from one, owner is root, the time is the beginning of 1970.
 
 Source: Documentation/driver-api/early-userspace/buffer-format.rst, init/initramfs.c.
 """
@@ -63,13 +63,13 @@ class Entry:
         return cls(name, stat.S_IFCHR | mode, device=(major, minor))
 
 
-def _record(entry: Entry, inode: int, mtime: int) -> bytes:
+def _record(entry: Entry, inode: int) -> bytes:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     # inode, mode, uid, gid, nlink, mtime, size, device of the file (two numbers), device that a
     # node stands for (two numbers), length of the name, checksum (only the 070702 format has one)
     fields = (
-        inode, entry.mode, 0, 0, links, mtime, len(entry.data), 0, 0, *entry.device, len(name), 0,
+        inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device, len(name), 0,
     )  # fmt: skip
     if max(fields) > _FIELD_MOST or len(name) > _NAME_MOST:
         raise RestrictError("the cpio format cannot hold this file.", file=entry.name)
@@ -82,11 +82,10 @@ def _parents(name: str) -> list[str]:
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
-def archive(entries: Iterable[Entry], *, mtime: int = 0) -> bytes:
+def archive(entries: Iterable[Entry]) -> bytes:
     """The archive, padded so that another one may follow; entries may come in any order.
 
-    mtime: seconds since 1970 for every entry. Raises RestrictError for a name that is absolute,
-    has empty or dot parts, or occurs twice.
+    Raises RestrictError for a name that is absolute, has empty or dot parts, or occurs twice.
     """
     found: dict[str, Entry] = {}
     for entry in entries:
@@ -102,6 +101,6 @@ def archive(entries: Iterable[Entry], *, mtime: int = 0) -> bytes:
                 raise RestrictError(f"{parent} is no directory, so this has no place.", file=name)
     # Sorted by parts, so that a directory comes right before what is in it.
     order = sorted(found.values(), key=lambda entry: entry.name.split("/"))
-    raw = b"".join(_record(entry, inode, mtime) for inode, entry in enumerate(order, 1))
-    raw += _record(Entry("TRAILER!!!", 0), 0, 0)
+    raw = b"".join(_record(entry, inode) for inode, entry in enumerate(order, 1))
+    raw += _record(Entry("TRAILER!!!", 0), 0)
     return raw + bytes(-len(raw) % _BLOCK)

@@ -91,7 +91,7 @@ def loadable(path: str | Path) -> bytes:
             data = file.read()
     except OSError as e:
         raise RestrictError(f"the file cannot be read: {e.strerror}.", file=str(path)) from None
-    if data[:6] not in (b"\x7fELF\x02\x01",):
+    if data[:6] != b"\x7fELF\x02\x01":
         raise RestrictError("it is not a little-endian 64-bit ELF file.", file=str(path))
     phoff, shoff = struct.unpack_from("<QQ", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)

@@ -37,15 +37,14 @@ def test_archive_holds_what_was_put_in() -> None:
             Entry.file("b/c/data", b"12345", 0o755),
             Entry.symlink("init", "b/c/data"),
             Entry.character_device("dev/console", 5, 1),
-        ],
-        mtime=7,
+        ]
     )
     assert len(raw) % 512 == 0
     found = unpack(raw)
     assert list(found) == ["b", "b/c", "b/c/data", "dev", "dev/console", "init"]
-    assert found["b/c/data"] == (stat.S_IFREG | 0o755, b"12345", (0, 0), 7)
-    assert found["init"] == (stat.S_IFLNK | 0o777, b"b/c/data", (0, 0), 7)
-    assert found["dev/console"] == (stat.S_IFCHR | 0o600, b"", (5, 1), 7)
+    assert found["b/c/data"] == (stat.S_IFREG | 0o755, b"12345", (0, 0), 0)
+    assert found["init"] == (stat.S_IFLNK | 0o777, b"b/c/data", (0, 0), 0)
+    assert found["dev/console"] == (stat.S_IFCHR | 0o600, b"", (5, 1), 0)
     assert found["b/c"][0] == stat.S_IFDIR | 0o755
 
 
@@ -267,9 +266,7 @@ def test_closure_takes_imports_in_functions_but_none_for_types(tmp_path: Path) -
 
 def test_boot_needs_little() -> None:
     """No heavy module of the library and none of the compiler is carried along."""
-    files, others = initramfs_python.closure(
-        ["restrict.init", "restrict.initramfs_start"], ROOT
-    )
+    files, others = initramfs_python.closure(["restrict.init", "restrict.initramfs_start"], ROOT)
     assert not [f for f in files if f.startswith(("pybpf/compiler", "pybpf/elf", "pybpf/reloc"))]
     found = initramfs_python.inspect_interpreter(sys.executable, ROOT, files, others)
     assert {name.partition("/")[0] for name in found.sources} <= {
