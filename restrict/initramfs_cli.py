@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser"]
 
+_SUCCESSOR = (
+    "init=/usr/lib/restrict/init (`restrict initramfs successor ROOT` makes that in the root's tree: "
+    "it ends the trust in the initramfs)"
+)
+
 
 def _print(arguments: argparse.Namespace, where: str, size: int, built: Built) -> None:
     if arguments.json:
@@ -59,8 +64,8 @@ def _build(arguments: argparse.Namespace) -> int:
     _print(arguments, arguments.output, initramfs.write(arguments.output, built), built)
     if not arguments.standalone and not arguments.json:
         print(
-            "Put it before an initramfs (several initrd lines, or cat) and add "
-            f"rdinit=/{arguments.prefix}/init to the kernel command line."
+            "Put it before an initramfs (several initrd lines, or cat), and add to the kernel "
+            f"command line: rdinit=/{arguments.prefix}/init {_SUCCESSOR}"
         )
     return 0
 
@@ -95,7 +100,8 @@ def _install(arguments: argparse.Namespace) -> int:
         print("\n".join(written))
         print(
             "Now describe the signed root in /etc/restrict/init.conf, make the initramfs anew, and "
-            "add to the kernel command line: rdinit=/restrict/init root=/dev/mapper/root"
+            "add to the kernel command line: rdinit=/restrict/init root=/dev/mapper/root ro "
+            + _SUCCESSOR
         )
     return 0
 
