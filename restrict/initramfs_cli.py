@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _SUCCESSOR = (
-    "init=/usr/lib/restrict/init (`restrict initramfs successor ROOT` makes that in the root's tree: "
-    "it ends the trust in the initramfs)"
+    "init=/usr/lib/restrict/init (`restrict initramfs successor ROOT` makes that in the root's "
+    "tree: it ends the trust in the initramfs)"
 )
 
 
