@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pybpf.plan.ops import Plan
     from pybpf.spec import ObjectSpec
 
-__all__ = ["OBJECT", "build", "spec", "write"]
+__all__ = ["GATE", "OBJECT", "build", "spec", "write"]
 
 
 def _object() -> Path:
@@ -31,7 +31,8 @@ def _object() -> Path:
 OBJECT = _object()
 # Programs that the object leaves switched off: restrict attaches the first two itself.
 _BY_RESTRICT = ("fsaccess_status", "fsaccess_sysctl")
-_GATE = ("fsaccess_dm_ioctl", "fsaccess_dm_ioctl_compat")
+#: The programs that gate_device_mapper switches on.
+GATE = ("fsaccess_dm_ioctl", "fsaccess_dm_ioctl_compat")
 _FILESYSTEMS_MOST = 8
 
 
@@ -87,7 +88,7 @@ def spec(
     for name in _BY_RESTRICT:
         found = found.with_program(name, autoload=True, autoattach=False)
     if gate_device_mapper:
-        for name in _GATE:
+        for name in GATE:
             found = found.with_program(name, autoload=True, autoattach=True)
     return found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pybpf.plan.ops import Plan
 from pybpf.sys.files import read_file
-from restrict import config, keep_init
+from restrict import bundle, config, keep_init
 from restrict.errors import ConfigError
 from restrict.initramfs_cpio import Entry
 from restrict.initramfs_modules import Module, Modules
@@ -191,6 +191,13 @@ class Settings:
         ownerless = "_cgroup" if found.keep == "ownerless" else ""
         policy = self.policy("plan", named.pop("plan", default_plan(f"fsaccess{ownerless}")))
         keep, _why = keep_init.way(found, policy, segment=not standalone)
+        if not standalone and not policy.programs.keys().isdisjoint(bundle.GATE):
+            raise ConfigError(
+                "this policy lets nobody but PID 1 make device-mapper devices, and before another "
+                "generator /restrict/open, which makes the root's, is a child.",
+                hint="Freeze it without --gate-device-mapper, or build with --standalone.",
+                file=found.plan,
+            )
         pins_plan = named.pop("pins_plan", default_plan("pins"))
         if standalone and keep == "pins":
             self.policy("pins_plan", pins_plan)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from restrict import initramfs
+from restrict import bundle, initramfs
 from restrict.errors import ConfigError, RestrictError
 from restrict.initramfs_cpio import Entry, archive
 from restrict.initramfs_install import GENERATORS, install
@@ -347,6 +347,11 @@ def test_keep_that_cannot_be(folder: Path) -> None:
     (folder / "init.conf").write_text("init = /sbin/init\nkeep = ownerless\n")
     text = _fails(folder, config=folder / "init.conf", plan=ROOT / "bpf/objects/fsaccess.plan")
     assert "does not fit the plan, which is not the ownerless policy's" in text
+    (folder / "init.conf").write_text("init = /sbin/init\n")
+    bundle.write(bundle.build(gate_device_mapper=True), folder / "gate.plan")
+    text = _fails(folder, config=folder / "init.conf", plan=folder / "gate.plan")
+    assert "gate.plan: this policy lets nobody but PID 1 make device-mapper devices" in text
+    assert "--standalone" in text
 
 
 def test_damaged_plan(folder: Path) -> None:
