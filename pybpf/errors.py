@@ -65,23 +65,27 @@ class FormatError(PybpfError):
     """The input (ELF, BTF, bundle, record) is malformed or cut short."""
 
 
-class RelocationError(PybpfError):
-    """A reference or CO-RE relocation cannot be resolved for the chosen kernel.
+class CompileError(PybpfError):
+    """A spec cannot be turned into a Plan.
 
-    errno: the number libbpf's loader gives for it: EINVAL, ESRCH (3) for a target or an untyped
-    symbol that the kernel does not have, EOPNOTSUPP (95) for a struct_ops member.
+    errno: the number libbpf's loader gives for it: EINVAL, or 4003 (LIBBPF_ERRNO__ENDIAN) for an
+    object of the other byte order.
     """
 
     errno = 22
 
-    def numbered(self, errno: int) -> RelocationError:
+    def numbered(self, errno: int) -> Self:
         """Set ``errno``; returns self."""
         self.errno = errno
         return self
 
 
-class CompileError(PybpfError):
-    """A spec cannot be turned into a Plan."""
+class RelocationError(CompileError):
+    """A reference or CO-RE relocation cannot be resolved for the chosen kernel.
+
+    errno: EINVAL, ESRCH (3) for a target or an untyped symbol that the kernel does not have,
+    EOPNOTSUPP (95) for a struct_ops member.
+    """
 
 
 class PlanError(PybpfError):

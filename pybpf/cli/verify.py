@@ -13,7 +13,7 @@ from pybpf.cli.common import add_edits, edit, emit, error_text, read_object, war
 from pybpf.compiler.compile import compile
 from pybpf.compiler.maps import needs_size
 from pybpf.compiler.target import Target
-from pybpf.errors import KernelError, PybpfError, RelocationError, UsageError, VerifierError
+from pybpf.errors import CompileError, KernelError, PybpfError, UsageError, VerifierError
 from pybpf.plan.live import Object
 from pybpf.plan.run import run as run_plan
 from pybpf.record import replace
@@ -130,7 +130,7 @@ def verify(
     "error", "reason", "insns", "processed_insns", "total_states", "peak_states",
     "max_states_per_insn", "verification_time_us", "load_time_us", "log"}]}. errno is the
     kernel's, or the one that stands for a refusal before the kernel is asked: libbpf's
-    (RelocationError.errno), EINVAL for all else.
+    (CompileError.errno), EINVAL for all else.
     """
     for name in only or ():
         spec = spec.with_program(name, autoload=True)
@@ -204,7 +204,7 @@ def _verify_one(
 def _refused(entry: dict[str, Any], error: PybpfError) -> None:
     entry["error"] = error_text(error)
     entry["reason"] = error.message
-    if isinstance(error, (KernelError, RelocationError)):
+    if isinstance(error, (KernelError, CompileError)):
         entry["errno"] = error.errno
     else:
         entry["errno"] = errno.EINVAL
@@ -237,6 +237,7 @@ def _print(path: str, found: dict[str, Any], whole_log: bool) -> None:
     print(path)
     for note in found["notes"]:
         print(f"  {note}")
+    said: set[str] = set()
     for program in found["programs"]:
         head = f"  {program['name']} ({program['section']}): "
         if program["loaded"]:
@@ -246,8 +247,12 @@ def _print(path: str, found: dict[str, Any], whole_log: bool) -> None:
                 f"{program['verification_time_us']} us"
             )
             continue
-        name = errno.errorcode.get(program["errno"], str(program["errno"]))
-        print(f"{head}refused with {name} ({os.strerror(program['errno'])})")
-        warn("verify", program["error"])
+        name = errno.errorcode.get(program["errno"])
+        print(
+            f"{head}refused" + (f" with {name} ({os.strerror(program['errno'])})" if name else "")
+        )
+        if program["error"] not in said:  # what is wrong with the object is told once
+            warn("verify", program["error"])
+            said.add(program["error"])
         if whole_log and program["log"]:
             print(program["log"])

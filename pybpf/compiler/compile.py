@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["compile", "compile_alternatives"]
 
 RELOCATE = ("kernel", "python")
+_OTHER_BYTE_ORDER = 4003  # libbpf's LIBBPF_ERRNO__ENDIAN; no errno says it
 # What kernels that relocate themselves (5.17) may yet lack in BTF.
 _NEWER_THAN_CORE = frozenset(("enum64", "qmark_datasec"))
 
@@ -130,7 +131,7 @@ class _Compiled:
                 "it can be inspected and relocated here, but not loaded.",
                 hint=f"Compile it with -target {flavour}.",
                 object=spec.path or spec.name,
-            )
+            ).numbered(_OTHER_BYTE_ORDER)
         self.target = kernel if kernel is not None else Target.of_running()
         self.in_python = relocate == "python"
         self.places = places

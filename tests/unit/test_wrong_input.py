@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +131,14 @@ def test_what_another_process_writes() -> None:
     os.close(ours)
     os.wait()
     assert LARGEST < 128 << 20  # read twice over, still less than an input may take
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the object is big-endian")
+def test_the_other_byte_order_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(OBJECT.with_name("live-be.bpf.o"))
+    said = _refused(capsys, "verify", path)
+    assert "the object is big-endian" in said
+    assert main(["verify", "--json", path]) == 1
+    programs = json.loads(capsys.readouterr().out)["programs"]
+    assert len(programs) > 1
+    assert {p["errno"] for p in programs} == {4003}  # as libbpf
