@@ -23,17 +23,23 @@ from restrict.policy import default_plan, load_plan
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
 __all__ = ["resume"]
 
 
-def _kept() -> tuple[str, Policy] | None:
-    """How the kernel keeps a policy of this process', and that policy; None if it does not."""
+def _kept() -> tuple[str, Policy | None] | None:
+    """How the kernel keeps the policy, and the policy if it is this process'; None if it does not
+    keep one that is, or that is nobody's and trusts no initramfs any more."""
     found = status.read()
-    if found is None or not found.in_force or found.owner != os.getpid():
+    if found is None or not found.in_force:
         return None
     method = keep.by_number(found.kept)
     if method is None or method.name not in ("pins", "ownerless"):
+        return None
+    if not found.owner and not found.initramfs_dev:
+        return method.name, None
+    if found.owner != os.getpid():
         return None
     opened = {ident: Map.from_id(ident) for ident in found.guard["map"]}
     events = opened.pop(found.events_map, None)
@@ -47,14 +53,54 @@ def _kept() -> tuple[str, Policy] | None:
     return method.name, Policy({}, bss[0], bss[0].value_size, events, places)
 
 
-def _guard(plan: str, *, audit: bool, say: Callable[[str], None]) -> None:
-    """Put the pins policy, which belongs to nobody, over the policy's pins."""
-    if pins_status.guarded(keep_pins.FOLDER):
-        return
-    if not os.path.exists(plan):
-        say(f"there is no {plan}: root can take the pins away")
-        return
-    pins.install(load_plan(plan), owner=0, audit=audit).close()
+def _close_window(policy: Policy, what: str, say: Callable[[str], None]) -> None:
+    before = policy.close_window()
+    number = f"{before >> 20}:{before & 0xFFFFF}"
+    say(f"took over {what}" + (f"; initramfs {number} was still trusted" if before else ""))
+
+
+def _hand_on(
+    policy: Policy, words: list[str], events: bool, say: Callable[[str], None]
+) -> NoReturn:
+    """Execute the program with the descriptors that were handed over."""
+    _close_window(policy, f"{len(policy.links)} programs", say)
+    handover.check_successor(words[0])
+    if events:
+        serve.spawn(policy)
+    environment, record = handover.hand_over(policy)
+    try:
+        handover.execute(words, environment)
+    except BaseException:
+        handover.take_back(policy, record)
+        raise
+
+
+def _leave(words: list[str], events: bool, pins_plan: str, say: Callable[[str], None]) -> NoReturn:
+    """Execute the program once what the kernel keeps belongs to nobody."""
+    found = _kept()
+    if found is None:
+        raise RestrictError(
+            f"nothing was handed over ({handover.VARIABLE} is not in the environment), and no "
+            "policy of this process' is kept by pins or without owner.",
+            hint="The initramfs must have armed it: `restrict init`, or rdinit=/restrict/init.",
+        )
+    way, policy = found
+    if policy is None:
+        say(f"the policy is kept by {way} and belongs to nobody")
+        handover.execute(words)
+    _close_window(policy, f"the policy kept by {way}", say)
+    if events:
+        serve.spawn(policy)
+    if way == "pins" and not pins_status.guarded(keep_pins.FOLDER):
+        if os.path.exists(pins_plan):
+            with policy.globals() as values:
+                audit = bool(values.get("audit"))
+            pins.install(load_plan(pins_plan), owner=0, audit=audit).close()
+        else:
+            say(f"there is no {pins_plan}: root can take the pins away")
+    policy.disown()
+    policy.release()
+    handover.execute(words)
 
 
 def resume(
@@ -84,38 +130,11 @@ def resume(
     try:
         plan = load_plan(plan_path) if plan_path is not None else None
         policy = handover.adopt(plan=plan)
-        way = "exec"
-        if policy is None:
-            found = _kept()
-            if found is None:
-                raise RestrictError(
-                    f"nothing was handed over ({handover.VARIABLE} is not in the environment), and "
-                    "no policy of this process' is kept by pins or without owner."
-                )
-            way, policy = found
-        before = policy.close_window()
-        number = f"{before >> 20}:{before & 0xFFFFF}"
-        what = f"{len(policy.links)} programs" if way == "exec" else f"the policy kept by {way}"
-        say(f"took over {what}" + (f"; initramfs {number} was still trusted" if before else ""))
         if not arguments:
             raise ConfigError("there is no program to execute.", hint="Add `-- PROGRAM …`.")
-        if events:
-            serve.spawn(policy)
-        if way == "exec":
-            handover.check_successor(arguments[0])
-            environment, record = handover.hand_over(policy)
-            try:
-                handover.execute(arguments, environment)
-            except BaseException:
-                handover.take_back(policy, record)
-                raise
-        if way == "pins":
-            with policy.globals() as values:
-                audit = bool(values.get("audit"))
-            _guard(pins_plan or default_plan("pins"), audit=audit, say=say)
-        policy.disown()
-        policy.release()
-        handover.execute(arguments)
+        if policy is not None:
+            _hand_on(policy, arguments, events, say)
+        _leave(arguments, events, pins_plan or default_plan("pins"), say)
     except BaseException as e:
         say(f"resume FAILED, what is in force stays so: {describe(e)}", 4)
         return 1

@@ -332,3 +332,32 @@ def others_load_no_tables(guest: Guest) -> None:
 @lockdown.case(where="pid1")
 def the_owner_loads_tables(guest: Guest) -> None:
     _load_a_table("ours")
+
+
+def _pinned(run: Mapping[str, Any]) -> dict[str, bytes]:
+    return files(run, init=resumed(1), keep="pins")
+
+
+# With pins there is nothing for a successor to take over: `--resume` says so and goes on.
+resumed_pins = Scenario("resumed_pins", initramfs=_pinned, lanes=("7.3",))
+
+
+@resumed_pins.case()
+def a_policy_of_nobodys_is_left_as_it_is(guest: Guest) -> None:
+    from restrict import handover, status
+
+    lines = console()
+    for line in lines:
+        guest.note(line)
+    assert any("the policy is kept by pins and belongs to nobody" in line for line in lines)
+    assert any("root can take the pins away" in line for line in lines)  # no plan for a guard
+    assert handover.VARIABLE not in os.environ
+    found = status.read()
+    assert found is not None
+    assert (found.in_force, found.mode, found.owner) == (True, "exec", 0)
+    assert (found.initramfs_dev, found.keep["method"]) == (0, "pins")
+    assert len(found.keep["removers"]) == 1
+    seen = Prober()
+    assert seen.before > 0
+    assert (seen.after, seen.other) == (0, 0)
+    guest.expect(probes.execute(probes.write_file("/run/program", program())), refused())
