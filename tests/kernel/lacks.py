@@ -21,7 +21,7 @@ from pybpf.kernel import features
 from pybpf.sys import abi, bpf, diagnose
 from tests.kernel.helpers import returns
 
-__all__ = ["enumerator", "function", "member", "need", "perf_events", "refused"]
+__all__ = ["confidential", "enumerator", "function", "member", "need", "refused"]
 
 _SYSFS = Path("/sys/bus/event_source/devices")
 
@@ -45,18 +45,18 @@ def member(struct: str, name: str) -> str | None:
     return None if found else f"struct {struct} has no {name}"
 
 
-def perf_events() -> str | None:
-    """Why not: lockdown=confidentiality refuses them to everybody."""
+def confidential() -> str | None:
+    """Why not: lockdown=confidentiality refuses kprobes and tracefs to everybody."""
     return "the kernel is locked down" if diagnose.lockdown() == "confidentiality" else None
 
 
 def _probe(device: str) -> str | None:
-    return perf_events() or (None if (_SYSFS / device).exists() else f"no {_SYSFS / device}")
+    return confidential() or (None if (_SYSFS / device).exists() else f"no {_SYSFS / device}")
 
 
 def _tracepoint() -> str | None:
     if Path("/sys/kernel/tracing/events").is_dir() or Path("/sys/kernel/debug/tracing").is_dir():
-        return perf_events()
+        return confidential()
     return "tracefs is not mounted"
 
 
@@ -110,7 +110,6 @@ _LACKS: dict[str, Callable[[], str | None]] = {
     "insn_array": lambda: enumerator("bpf_map_type", "BPF_MAP_TYPE_INSN_ARRAY"),
     "exclusive maps": lambda: member("bpf_map", "excl_prog_sha"),
     "lirc": lambda: function("lirc_prog_attach"),  # CONFIG_BPF_LIRC_MODE2
-    "perf events": perf_events,
     "kfuncs of cpumasks": lambda: function("bpf_cpumask_create"),
 }  # fmt: skip
 

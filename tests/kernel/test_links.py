@@ -133,7 +133,6 @@ def test_a_software_perf_event(prefix: str) -> None:
         # CPU clock (config 0) of this process, every 100 microseconds
         {"type": abi.PERF_TYPE_SOFTWARE, "size": 112, "sample_period": 100_000},
     )
-    need("perf events")
     event = syscalls.perf_event_open(attr, 0, -1)
     the_plan = counting(
         prefix,
