@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The three policies at once, on two processors: attackers that race each other and the owner.
+
+On one processor an attack is interrupted at few places only; here hooks and what they judge
+really run at the same time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from restrict.devmapper import DeviceMapper
+from tests.vm import pins_policy, policy, raw, userns, userns_policy
+from tests.vm.attempts import CONTENT
+from tests.vm.pins_attacks import BIND, DETACH
+from tests.vm.pins_tree import (
+    BASE,
+    FREE,
+    MID,
+    PINS,
+    REC,
+    SHARED,
+    TOP,
+    Tree,
+    mount,
+    private,
+    propagation,
+    umount,
+)  # fmt: skip
+from tests.vm.probes import Prober, anonymous_once
+from tests.vm.scenario import Drive, Guest, Scenario
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+WRAP = f"{BASE}/wrap"
+_SECONDS = 4.0
+
+races = Scenario(
+    "races",
+    lanes=("7.3",),
+    cpus=2,
+    append=userns_policy.EXPEDITED,
+    drives={"good": Drive(CONTENT), "other": Drive(CONTENT)},
+    timeout=600,
+)
+
+
+@races.setup
+def prepare(guest: Guest) -> None:
+    """Both policies that are kept by pins, then the one that judges what runs."""
+    assert os.cpu_count() == 2
+    guest.mount(guest.verity("good"), "/run/good")
+    pins_policy.prepare(guest)
+    userns_policy.prepare(guest, apart=False)
+    policy.enable(guest)
+
+
+def _code(act: Callable[[], object]) -> int:
+    try:
+        act()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def _stop(probers: Sequence[Prober]) -> list[dict[int, int]]:
+    """What each has seen. The last first: it holds the pipes of those before it."""
+    return [prober.stop() for prober in reversed(probers)][::-1]
+
+
+def _map(fd: int) -> None:
+    address = raw.mmap(raw.PAGE, raw.PROT_READ | raw.PROT_EXEC, raw.MAP_PRIVATE, fd)
+    raw.call("munmap", address, raw.PAGE)
+
+
+def _in_turn(*acts: Callable[[], object]) -> Callable[[], int]:
+    """For a prober: one of the acts each time."""
+    count = 0
+
+    def once() -> int:
+        nonlocal count
+        count += 1
+        return _code(acts[count % len(acts)])
+
+    return once
+
+
+@races.case(timeout=300)
+def executable_memory_while_devices_change(guest: Guest) -> None:
+    """A trusted file maps and anonymous memory does not, whatever devices come and go."""
+
+    def trusted() -> int:
+        with open("/run/good/program", "rb") as file:
+            return _code(lambda: _map(file.fileno()))
+
+    probers = [Prober(anonymous_once), Prober(trusted)]
+    end, rounds = time.monotonic() + _SECONDS, 0
+    while time.monotonic() < end:
+        guest.verity("other", device="changing")
+        with DeviceMapper() as mapper:
+            mapper.remove("changing")
+        rounds += 1
+    found = _stop(probers)
+    guest.note(f"{rounds} devices; {found}")
+    assert rounds > 2
+    assert set(found[0]) == {errno.EPERM}, found
+    assert set(found[1]) == {0}, found
+
+
+@races.case(timeout=300)
+def members_while_their_entry_changes(guest: Guest) -> None:
+    """While mounts are put again and again, none that is not listed lets a member create."""
+    members = userns_policy.the_namespace(guest)
+
+    def creating(folder: str) -> Callable[[], int]:
+        def once() -> int:
+            if os.getuid() != 0 or os.stat("/proc/self/ns/user").st_ino != members.inode:
+                members.enter()
+            path = f"{folder}/race"
+            code = _code(lambda: os.mkdir(path))
+            if not code:
+                os.rmdir(path)
+            return code
+
+        return once
+
+    with pins_policy.as_deputy(pins_policy.policy_of(guest)):
+        handle = userns_policy.installed()
+    with handle as installed:
+        userns_policy.put(guest, installed, userns.ALLOWED_DIR)
+        probers = [Prober(creating(userns.FOREIGN)), Prober(creating(userns.ALLOWED_DIR))]
+        end, rounds = time.monotonic() + _SECONDS, 0
+        while time.monotonic() < end:
+            userns_policy.put(guest, installed, userns.ALLOWED_DIR)
+            rounds += 1
+        found = _stop(probers)
+        installed.reset_by_inode(members.inode)
+    guest.note(f"{rounds} times put; {found}")
+    assert rounds > 10
+    assert set(found[0]) == {errno.EPERM}, found
+    assert set(found[1]) == {0}, found
+
+
+@races.case(timeout=300)
+def pins_while_mounts_change(guest: Guest) -> None:
+    """Two processes attack, two others change the mount tree around what is guarded."""
+    private()
+    tree = Tree()
+    pins_policy.protect(pins_policy.policy_of(guest), tree)
+    propagation(TOP, REC | SHARED)
+    os.mkdir(WRAP)
+
+    def around() -> None:
+        mount(TOP, FREE, None, BIND)
+        umount(FREE, DETACH)
+        mount("tmpfs", WRAP, "tmpfs")
+        umount(WRAP)
+
+    attackers = [
+        Prober(
+            _in_turn(
+                lambda: os.unlink(f"{PINS}/link"),
+                lambda: os.rename(f"{PINS}/program", f"{PINS}/link"),
+                lambda: os.mkdir(f"{PINS}/new"),
+                lambda: os.chmod(f"{PINS}/link", 0o666),
+            )
+        ),
+        Prober(
+            _in_turn(
+                lambda: umount(PINS, DETACH),
+                lambda: umount(MID, DETACH),
+                lambda: umount(TOP, DETACH),
+                lambda: mount("tmpfs", MID, "tmpfs"),
+            )
+        ),
+    ]
+    others = [Prober(lambda: _code(around))]
+    time.sleep(_SECONDS)
+    found = _stop([*attackers, *others])
+    guest.note(str(found))
+    assert set(found[0]) == {errno.EPERM}, found
+    assert set(found[1]) == {errno.EPERM}, found
+    assert set(found[2]) == {0}, found
+    assert tree.alive()
