@@ -116,7 +116,8 @@ def _find_functions(image: ElfImage) -> tuple[list[Symbol], dict[int, _Code]]:
             f"its {len(found)} functions overlap: they claim {claimed} bytes of {held} bytes of "
             "instructions."
         )
-    found.sort(key=lambda s: (s.section, s.value))
+    # Of those that begin together the largest comes last: it holds what any of them does.
+    found.sort(key=lambda s: (s.section, s.value, s.size))
     for number, symbol in enumerate(found):
         codes[symbol.section].numbers.append(number)
         codes[symbol.section].starts.append(symbol.value)
@@ -192,7 +193,9 @@ class _Reader:
             if last < len(code.starts):
                 end = min(end, code.starts[last])
             self._held = (code.section.number, start, end, numbers)
-        return numbers
+            return numbers
+        # Those that begin together may end apart.
+        return [n for n in numbers if offset < start + self.sizes[n]]
 
     def relocate(
         self, code: _Code, relocation: Relocation, refs: dict[int, dict[int, Ref]]

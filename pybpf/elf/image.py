@@ -67,6 +67,8 @@ _SECTION_TYPES = {
     "SHT_NOBITS": SHT_NOBITS,
     "SHT_REL": SHT_REL,
 }
+# What debuggers and static linkers read; damage in it is nothing to us, nor to libbpf.
+_UNREAD = (".debug_", ".rel.debug_", ".rel.BTF")
 _WANTED = "Give the object that clang -target bpf wrote."
 _MAX_BSS = 1 << 32  # a map's value size is a u32
 
@@ -232,6 +234,8 @@ class ElfImage:
             if size >= _MAX_BSS:
                 raise self.error(f"section {text!r} claims {size} bytes.")
         elif offset + size > len(self.raw):
+            if text.startswith(_UNREAD):
+                return Section(index, text, stype, 0, 0, 0, 0, 0, 0)
             raise self.error(
                 f"section {text!r} ({size} bytes at {offset}) lies outside the file of "
                 f"{len(self.raw)} bytes."
@@ -310,6 +314,8 @@ class ElfImage:
             if section.type not in (SHT_REL, SHT_RELA):
                 continue
             if not 0 < section.info < len(self.sections):
+                if section.name.startswith(_UNREAD):
+                    continue
                 raise self.error(
                     f"it relocates section {section.info}, which does not exist.",
                     section=section.name,

@@ -21,11 +21,14 @@ from pybpf.btf.cdecl import dump
 from pybpf.btf.layout import layout
 from pybpf.btf.write import BtfWriter
 from pybpf.cli import main
+from pybpf.compiler.compile import compile
+from pybpf.compiler.target import Target
+from pybpf.elf.reader import read
 from pybpf.errors import FormatError
 from pybpf.kernel.layout import decode
 from pybpf.plan import explain, ops
 from pybpf.plan.frozen import HEADER, MAGIC, VERSION, from_bytes, to_bytes
-from tests.unit.elfwriter import RETURN_0, ElfWriter, insn
+from tests.unit.elfwriter import RETURN_0, ElfWriter, insn, load
 
 INT = ("int", 4, False)
 
@@ -284,3 +287,18 @@ def test_relocate_goes_on_after_a_malformed_file(
     assert [line["object"] for line in lines] == files
     assert [line["error"] is None for line in lines] == [False, True, False, False, True]
     assert lines[1]["programs"][0]["insns"] == RETURN_0.hex()
+
+
+@pytest.mark.parametrize("shorter_first", [True, False])
+def test_functions_that_begin_together_and_end_apart(shorter_first: bool) -> None:
+    elf = ElfWriter()
+    variable = elf.symbol("v", elf.section(".data", bytes(8), flags=3), 0, 8)
+    section = elf.code("xdp", RETURN_0 + load() + RETURN_0)
+    sizes = {"short": 16, "whole": 48}
+    for name in sorted(sizes, reverse=not shorter_first):
+        elf.function(name, section, 0, sizes[name])
+    elf.relocate(section, 16, variable)
+    found = read(elf.build(), name="x")
+    refs = {f.name: [(r.insn, r.kind) for r in f.refs] for f in found.functions}
+    assert refs == {"short": [], "whole": [(2, "data")]}
+    compile(found, Target(), relocate="kernel")

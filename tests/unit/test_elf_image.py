@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,16 @@ def test_mutations_give_our_errors_only(path: Path) -> None:
         except PybpfError:
             refused += 1
     assert 20 < refused < 400
+
+
+@pytest.mark.parametrize("name", [".debug_info", ".rel.debug_info", ".rel.BTF.ext"])
+@pytest.mark.parametrize(("field", "value"), [(24, 1 << 40), (32, 1 << 40), (44, 999)])
+def test_damage_in_what_only_debuggers_read(name: str, field: int, value: int) -> None:
+    elf = small()
+    held = elf.section(name.removeprefix(".rel"), b"" if "BTF" in name else bytes(16), flags=0)
+    elf.relocate(held, 0, elf.symbol("v", held))
+    data = bytearray(elf.build())
+    found = next(s for s in ElfImage(bytes(data), name="x").sections if s.name == name)
+    (start,) = struct.unpack_from("<Q", data, 40)
+    struct.pack_into("<I" if field == 44 else "<Q", data, start + 64 * found.number + field, value)
+    assert list(read(bytes(data), name="x").programs) == ["prog"]
