@@ -39,6 +39,7 @@ __all__ = [
     "main",
 ]
 
+_STOPPED = "libbpf stopped at this object too"
 _FOREIGN_STRUCT = "libbpf takes the structs of struct_ops from the kernel that it runs on"
 VERDICT_KERNEL = "host-6.18"  # the only kernel with load verdicts, and the one of all kfunc ids
 LDIMM64, CALL = 0x18, 0x85
@@ -197,7 +198,9 @@ def _compare_one(
     ours = {m["name"]: m for m in mine["maps"]}
     yield from _names("map", set(ours), set(theirs))
     for name in ours.keys() & theirs.keys():
-        yield from _compare_map(name, ours[name], theirs[name], target.vmlinux is host)
+        foreign = target.vmlinux is not host
+        stopped = bool(golden.get("prepare_err"))
+        yield from _compare_map(name, ours[name], theirs[name], foreign=foreign, stopped=stopped)
     programs = {p["name"]: p for p in golden["progs"]}
     found = {p["name"]: p for p in mine["programs"]}
     yield from _names("program", set(found), set(programs))
@@ -224,7 +227,9 @@ _MAP_FIELDS = (
 )  # fmt: skip
 
 
-def _compare_map(name: str, ours: dict[str, Any], theirs: dict[str, Any], at_home: bool) -> Found:
+def _compare_map(
+    name: str, ours: dict[str, Any], theirs: dict[str, Any], *, foreign: bool, stopped: bool
+) -> Found:
     for mine, golden in _MAP_FIELDS:
         if ours[mine] == theirs[golden]:
             continue
@@ -234,8 +239,8 @@ def _compare_map(name: str, ours: dict[str, Any], theirs: dict[str, Any], at_hom
         elif mine == "max_entries" and ours[mine] == 0 and theirs[golden] in (1, mmap.PAGESIZE):
             # libbpf makes a page of it where the map is a ring buffer.
             reason = "the object leaves the size to its loader; the corpus was made with 1"
-        elif mine == "value_size" and ours["type"] == abi.BPF_MAP_TYPE_STRUCT_OPS and not at_home:
-            reason = _FOREIGN_STRUCT
+        elif mine == "value_size" and ours["type"] == abi.BPF_MAP_TYPE_STRUCT_OPS:
+            reason = _FOREIGN_STRUCT if foreign else _STOPPED if stopped else None
         yield "map", f"{name}: {mine} {ours[mine]}, not {theirs[golden]}", reason
 
 
@@ -260,7 +265,7 @@ def _compare_program(
             yield "program", f"{name}: {mine} {ours[mine]}, not {theirs[golden]}", reason
     if "insns" not in theirs:
         if ours["error"] is not None:
-            yield "program", f"{name}: {ours['error']}", "libbpf stopped at this object too"
+            yield "program", f"{name}: {ours['error']}", _STOPPED
         return
     if ours["error"] is not None:
         yield "program", f"{name}: {ours['error']}", None
