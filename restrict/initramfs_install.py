@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 from restrict.errors import RestrictError
-from restrict.initramfs import beside
 
 __all__ = ["GENERATORS", "install"]
 
@@ -55,6 +54,9 @@ def install(generator: str, root: str | Path = "/") -> list[str]:
     Files of an earlier version are replaced; it is all of them, or none where one cannot be
     written. Raises RestrictError for that, and where the generator is not installed.
     """
+    # Not at the top: it needs pyelftools, and the parser of all commands imports this module.
+    from restrict.initramfs import beside
+
     sign, files = GENERATORS[generator]
     top = Path(root)
     if not (top / sign).is_dir():
