@@ -20,6 +20,7 @@ from tests.vm.pins_tree import (
     FREE,
     MID,
     PINS,
+    PRIVATE,
     REC,
     SHARED,
     TOP,
@@ -186,3 +187,82 @@ def pins_while_mounts_change(guest: Guest) -> None:
     assert set(found[1]) == {errno.EPERM}, found
     assert set(found[2]) == {0}, found
     assert tree.alive()
+
+
+def _bind_below_while_unmounted(tries: int) -> tuple[int, dict[str, int]]:
+    """The race of bpf/README.md: T is unmounted lazily, and while that waits for the kernel's lock
+    a peer of the anchor's parents is bound below T. Gives the try that ended it (0: none did)."""
+    counts: dict[str, int] = {}
+    for number in range(1, tries + 1):
+        mount("tmpfs", WRAP, "tmpfs")
+        os.mkdir(f"{WRAP}/x")
+        reader, writer = os.pipe()
+        children = []
+        for act in (
+            lambda: umount(WRAP, DETACH),
+            lambda: mount(TOP, f"{WRAP}/x", None, BIND | REC),
+        ):
+            child = os.fork()
+            if child == 0:
+                os.close(writer)
+                os.read(reader, 1)  # until the other end is closed: both start at once
+                os._exit(_code(act))
+            children.append(child)
+        os.close(reader)
+        os.close(writer)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        key = "/".join(map(str, codes))
+        counts[key] = counts.get(key, 0) + 1
+        if not os.path.exists(f"{PINS}/link"):
+            return number, counts
+        if codes[0]:
+            propagation(WRAP, REC | PRIVATE)
+            copies = () if codes[1] else ("/x/mid/pins", "/x/mid", "/x")
+            for place in (*copies, ""):
+                umount(f"{WRAP}{place}")
+    return 0, counts
+
+
+def _lazily(guest: Guest, tries: int, strict: bool) -> tuple[int, dict[str, int]]:
+    """The race, on a tree of its own, beside a process that keeps the kernel's lock busy."""
+    private()
+    tree = Tree()
+    policy_now = pins_policy.policy_of(guest)
+    pins_policy.protect(policy_now, tree)
+    propagation(TOP, REC | SHARED)
+    os.mkdir(WRAP)
+    os.mkdir(f"{FREE}/a")
+
+    def hog() -> int:
+        def act() -> None:
+            mount("tmpfs", f"{FREE}/a", "tmpfs")
+            umount(f"{FREE}/a")
+
+        return _code(act)
+
+    with policy_now.globals() as values:
+        values.set("strict", int(strict))
+    prober = Prober(hog)
+    try:
+        number, counts = _bind_below_while_unmounted(tries)
+    finally:
+        prober.stop()
+        with policy_now.globals() as values:
+            values.set("strict", 0)
+    guest.note(f"{number}; {counts}")
+    assert tree.alive() == (not number)
+    return number, counts
+
+
+@races.case(timeout=400)
+def limit_lazy_umount(guest: Guest) -> None:
+    """Without `strict` it is a matter of time: about one try in fifty."""
+    assert _lazily(guest, 600, strict=False)[0]
+
+
+@races.case(timeout=300)
+def strict_lazy_umount(guest: Guest) -> None:
+    """With it, no lazy umount is let pass, so there is nothing to race."""
+    number, counts = _lazily(guest, 30, strict=True)
+    assert not number
+    assert all(key.startswith(f"{errno.EPERM}/") for key in counts), counts
