@@ -18,19 +18,16 @@ _APPEND = (
 )
 # A boot that goes wrong ends, and does not wait for somebody at a terminal.
 _ENDS = f"{_APPEND} rd.shell=0 rd.emergency=reboot rd.timeout=60"
-_LANES = ("7.3",)
 
-initramfs_tools = Scenario(
-    "initramfs_tools", initramfs=by_initramfs_tools, append=_APPEND, lanes=_LANES
-)
+initramfs_tools = Scenario("initramfs_tools", initramfs=by_initramfs_tools, append=_APPEND)
 dracut_systemd = Scenario(
-    "dracut_systemd", initramfs=by_dracut_with_systemd, append=_ENDS, lanes=_LANES
+    "dracut_systemd", initramfs=by_dracut_with_systemd, append=_ENDS, lanes=("7.3",)
 )
 for _scenario in (initramfs_tools, dracut_systemd):
     nothing_was_denied_before(_scenario)
     kept(_scenario, "pins")
     pins_stay(_scenario)
 
-dracut = Scenario("dracut", initramfs=by_dracut, append=_ENDS, lanes=_LANES)
+dracut = Scenario("dracut", initramfs=by_dracut, append=_ENDS)
 nothing_was_denied_before(dracut)
 handed_over(dracut, "was still trusted")
