@@ -119,7 +119,6 @@ def test_resume_without_a_handover(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the folders must be root's")
-@pytest.mark.skipif(os.getuid() != 0, reason="the folders must be root's")
 def test_status_of_nothing(tmp_path: Path) -> None:
     done = restrict("status", "--json", "--path", str(tmp_path / "none"))
     assert done.returncode == 1
