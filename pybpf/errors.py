@@ -52,9 +52,18 @@ class PybpfError(Exception):
         return other
 
     def __str__(self) -> str:
-        place = ", ".join(f"{k} {v}" for k, v in self.where.items())
+        place = ", ".join(f"{k} {_on_one_line(str(v))}" for k, v in self.where.items())
         text = f"{place}: {self.message}" if place else self.message
         return f"{text} {self.hint}" if self.hint else text
+
+
+def _on_one_line(name: str) -> str:
+    """A name, which an object chose, without what a terminal or a reader of lines obeys."""
+    if name.isprintable():
+        return name
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name
+    )
 
 
 class UsageError(PybpfError):

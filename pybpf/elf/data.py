@@ -35,6 +35,7 @@ __all__ = [
 ARENA_SECTION = ".addr_space.1"
 PERCPU = ".percpu"
 _MAX_ARRAYS = 32  # dimensions: as deep as libbpf resolves
+_MAX_KCONFIG = 1 << 20  # bytes; a value is a number, or text of a few hundred characters
 _NAME_LEN = 16  # BPF_OBJ_NAME_LEN, its NUL included
 
 
@@ -228,6 +229,11 @@ def read_externs(image: ElfImage, btf: Btf | None) -> tuple[dict[str, ExternSpec
             extern.name, "kconfig", extern.type_id, extern.weak, extern.size, offset
         )
         end = offset + extern.size
+    if end > _MAX_KCONFIG:
+        raise image.error(
+            f"its __kconfig externs have {end:,} bytes: no kernel's configuration has values of "
+            f"more than {_MAX_KCONFIG:,}."
+        )
     for extern in ksyms:
         externs[extern.name] = extern
     return externs, _place_kconfig(btf, externs, end)

@@ -209,6 +209,13 @@ class _Reader:
         # A weak function that a static linker replaced leaves its code and relocations behind.
         for number in self.covering(code, offset):
             slot = (offset - self.symbols[number].value) // 8
+            if insn[0] == _LDIMM64 and 8 * slot + 16 > self.sizes[number]:
+                raise self.image.error(
+                    f"its end cuts the 64-bit load of {symbol.name!r}, which has two slots.",
+                    program=self.symbols[number].name,
+                    section=code.section.name,
+                    insn=slot,
+                )
             place = insn, symbol.number
             found = self._references.get(place)
             if found is None:

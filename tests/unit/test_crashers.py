@@ -302,3 +302,35 @@ def test_functions_that_begin_together_and_end_apart(shorter_first: bool) -> Non
     refs = {f.name: [(r.insn, r.kind) for r in f.refs] for f in found.functions}
     assert refs == {"short": [], "whole": [(2, "data")]}
     compile(found, Target(), relocate="kernel")
+
+
+def test_a_load_that_the_end_of_its_function_cuts() -> None:
+    elf = ElfWriter()
+    variable = elf.symbol("v", elf.section(".data", bytes(8), flags=3), 0, 8)
+    section = elf.code("xdp", RETURN_0 + load() + RETURN_0)
+    elf.function("short", section, 0, 24)
+    elf.relocate(section, 16, variable)
+    with pytest.raises(FormatError, match="its end cuts the 64-bit load of 'v'") as raised:
+        read(elf.build(), name="x")
+    assert raised.value.where["program"] == "short"
+    assert raised.value.where["insn"] == 2
+
+
+def test_a_kernel_configuration_of_two_gigabytes() -> None:
+    types = BtfWriter()
+    char = types.add_int("char", 1, char=True)
+    text = types.add_array(char, char, 1 << 31)
+    variable = types.add_var("CONFIG_TEXT", text, 2)
+    types.add_datasec(".kconfig", 0, [(variable, 0, 0)])
+    elf = ElfWriter()
+    elf.section(".BTF", types.build())
+    section = elf.code("xdp", load() + RETURN_0)
+    elf.function("f", section, 0, 32)
+    elf.relocate(section, 0, elf.extern("CONFIG_TEXT"))
+    with pytest.raises(FormatError, match="__kconfig externs have 2,147,483,648 bytes"):
+        read(elf.build(), name="x")
+
+
+def test_names_that_would_break_the_line() -> None:
+    error = FormatError("wrong.", section="a\nb\x1b[2J", program="ü")
+    assert str(error) == "section a\\nb\\x1b[2J, program ü: wrong."
