@@ -78,10 +78,6 @@ class Generation:
         """What it says of itself; None if it has no status (it was left half made)."""
         return status.read(self.status_path)
 
-    def is_in_force(self) -> bool:
-        found = self.status()
-        return found is not None and found.in_force
-
     def names(self) -> list[str]:
         """Its pins, sorted; empty if there is no such folder."""
         try:
