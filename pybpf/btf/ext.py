@@ -74,18 +74,8 @@ class BtfExt(NamedTuple):
     core_relos: dict[str, list[CoreRecord]]
 
     @classmethod
-    def parse(
-        cls,
-        data: bytes | bytearray | memoryview | mmap.mmap,
-        btf: Btf,
-        *,
-        lost: list[str] | None = None,
-    ) -> BtfExt:
-        """Read a .BTF.ext section; ``btf`` is the .BTF beside it. Raises FormatError.
-
-        lost: where it is given, func_info or line_info that is damaged is left out, which a
-        sentence there tells.
-        """
+    def parse(cls, data: bytes | bytearray | memoryview | mmap.mmap, btf: Btf) -> BtfExt:
+        """Read a .BTF.ext section; ``btf`` is the .BTF beside it. Raises FormatError."""
         label = f"{btf.label.removesuffix(' (.BTF)')} (.BTF.ext)"
         blob = bytes(data)
         byteorder = magic_byteorder(blob, label)
@@ -96,10 +86,12 @@ class BtfExt(NamedTuple):
         if len(blob) < _HEADER_LEN:
             raise FormatError(f"{len(blob)} bytes are too few for its header", btf=label)
         order = "<" if byteorder == "little" else ">"
-        _magic, version, _flags, hdr_len = struct.unpack_from(order + _HEADER, blob)
+        _magic, version, flags, hdr_len = struct.unpack_from(order + _HEADER, blob)
         if version != BTF_VERSION:
             raise FormatError(f"version {version} is not known (1 is)", btf=label)
-        if hdr_len < _HEADER_LEN or hdr_len > len(blob):
+        if flags:
+            raise FormatError(f"flags {flags:#x} are not known", btf=label)
+        if hdr_len < _HEADER_LEN or hdr_len >= len(blob):
             raise FormatError(
                 f"its header says it is {hdr_len} bytes long, the data has {len(blob)}", btf=label
             )
@@ -107,9 +99,9 @@ class BtfExt(NamedTuple):
         # BTF.ext before CO-RE (LLVM 8) has no core_relo fields.
         ranges += struct.unpack_from(order + "2I", blob, 24) if hdr_len >= 32 else (0, 0)
         reader = _Reader(blob, hdr_len, order, btf, label)
+        func_info = reader.read("func_info", ranges[0], ranges[1], 2)
+        line_info = reader.read("line_info", ranges[2], ranges[3], 4)
         core = reader.read("core_relo", ranges[4], ranges[5], 4)
-        func_info = reader.read("func_info", ranges[0], ranges[1], 2, lost)
-        line_info = reader.read("line_info", ranges[2], ranges[3], 4, lost)
         return cls(
             byteorder,
             {s: list(map(FuncInfo._make, rows)) for s, rows in func_info.items()},
@@ -129,21 +121,9 @@ class _Reader:
         self.label = label
 
     def read(
-        self, what: str, offset: int, length: int, words: int, lost: list[str] | None = None
-    ) -> dict[str, list[tuple[int, ...]]]:
-        """Records of ``words`` 32-bit words each, by section name; nothing of a part that is
-        damaged where ``lost`` takes the reason."""
-        try:
-            return self._read(what, offset, length, words)
-        except FormatError as error:
-            if lost is None:
-                raise
-            lost.append(f"damaged and left out: {error}.")
-            return {}
-
-    def _read(
         self, what: str, offset: int, length: int, words: int
     ) -> dict[str, list[tuple[int, ...]]]:
+        """Records of ``words`` 32-bit words each, by section name."""
         found: dict[str, list[tuple[int, ...]]] = {}
         if not length:
             return found
@@ -161,6 +141,8 @@ class _Reader:
                 btf=self.label,
             )
         at = start + 4
+        if at == end:
+            raise FormatError(f"its {what} part has no records", btf=self.label)
         record = struct.Struct(f"{self.order}{words}I{size - words * 4}x")
         while at < end:
             if at + 8 > end:
@@ -176,7 +158,13 @@ class _Reader:
                     f"{self.btf.name(name_off)!r} do not fit",
                     btf=self.label,
                 )
-            rows = found.setdefault(self.btf.name(name_off), [])
+            try:
+                name = self.btf.name(name_off)
+            except FormatError:
+                if what == "core_relo":
+                    raise
+                name = ""  # of no section
+            rows = found.setdefault(name, [])
             rows.extend(self._records(record, at, count))
             at += count * size
         return found
@@ -185,13 +173,12 @@ class _Reader:
         yield from record.iter_unpack(memoryview(self.blob)[at : at + count * record.size])
 
 
-def has_core_relos(data: bytes) -> bool:
-    """Whether a .BTF.ext section has CO-RE relocations, or is too damaged to tell."""
-    try:
-        order = "<" if magic_byteorder(data, "") == "little" else ">"
-        hdr_len, core_len = struct.unpack_from(order + "4xI20xI", data)
-    except (FormatError, struct.error):
-        return True
+def has_core_relos(data: bytes, byteorder: str) -> bool:
+    """Whether the header of a .BTF.ext section, damaged otherwise, tells of CO-RE relocations."""
+    if len(data) < 32:
+        return False
+    order = "<" if byteorder == "little" else ">"
+    hdr_len, core_len = struct.unpack_from(order + "4xI20xI", data)
     return bool(hdr_len >= 32 and core_len)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from pybpf.btf.consts import BTF_MAGIC, BTF_VERSION, HEADER_LEN, RECORD_WORDS
+from pybpf.btf.consts import BTF_MAGIC, HEADER_LEN, RECORD_WORDS
 from pybpf.errors import FormatError
 
 TYPE_CHECKING = False
@@ -62,11 +62,10 @@ class Header(NamedTuple):
         if total < HEADER_LEN:
             raise FormatError(f"{total} bytes are too few for a BTF header", btf=name)
         order = "<" if found == "little" else ">"
-        _magic, version, flags, hdr_len, type_off, type_len, str_off, str_len = struct.unpack(
+        _magic, _version, flags, hdr_len, type_off, type_len, str_off, str_len = struct.unpack(
             order + "HBBIIIII", bytes(data[:HEADER_LEN])
         )
-        if version != BTF_VERSION:
-            raise FormatError(f"BTF version {version} is not known (1 is)", btf=name)
+        # The version is left to the kernel, as libbpf leaves it.
         if hdr_len < HEADER_LEN or hdr_len > total:
             raise FormatError(
                 f"its header says it is {hdr_len} bytes long, the data has {total}", btf=name
@@ -89,8 +88,8 @@ class Header(NamedTuple):
                 )
         if type_off % 4 or type_len % 4 or layout_off % 4:
             raise FormatError("its type section is not aligned to 4 bytes", btf=name)
-        if type_off < str_off + str_len and str_off < type_off + type_len:
-            raise FormatError("its type and string sections overlap", btf=name)
+        if type_off + type_len > str_off:
+            raise FormatError("its strings do not begin behind its types", btf=name)
         strings = (hdr_len + str_off, hdr_len + str_off + str_len)
         # A split BTF (a module's) may have no strings of its own, and goes on where its base's
         # end, so its first is a name; else a first byte that is no NUL would make offset 0,

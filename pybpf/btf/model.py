@@ -237,6 +237,10 @@ class Btf:
         for type_id in range(self.start_id, self.count):
             yield self.type(type_id)
 
+    def positions(self) -> Iterator[int]:
+        """Where each own type begins in ``words``, in id order."""
+        return self._walk.positions()
+
     def of_kind(self, *kinds: int) -> Iterator[Type]:
         """Own types of these kinds, in id order; the others are passed over, not decoded."""
         for index in self._walk.of_kind(kinds):

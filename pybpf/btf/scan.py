@@ -74,6 +74,13 @@ class Walk:
             self._step()
         return self.count
 
+    def positions(self) -> Iterator[int]:
+        """The first word of each record."""
+        self.total()
+        for base, starts in zip(self._base, self._starts, strict=True):
+            for at in starts:
+                yield base + at
+
     def of_kind(self, kinds: Collection[int]) -> Iterator[int]:
         """Indices of the records of these kinds."""
         self.total()

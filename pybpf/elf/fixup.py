@@ -91,14 +91,15 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
     for found in btf.of_kind(KIND_DATASEC):
         if found.name in (KCONFIG, KSYMS):
             continue
+        # Static linkers of BPF objects have already placed the variables.
+        placed = found.size_or_type
         section = image.by_name.get(found.name)
-        if section is None or section.size == 0:
+        size = placed or (section.size if section is not None else 0)
+        if not size:
             raise image.error(
                 f"it describes variables in section {found.name!r}, which the ELF does not have.",
                 btf=btf.label,
             )
-        # Static linkers of BPF objects have already placed the variables.
-        placed = found.size_or_type != 0
         entries = []
         for entry in found.variables:
             var = btf.type(entry.type)
@@ -108,7 +109,7 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
                     btf=btf.label,
                 )
             offset = entry.offset
-            if var.linkage != LINKAGE_STATIC:
+            if var.linkage not in (LINKAGE_STATIC, LINKAGE_EXTERN):
                 symbol = globals_.get(var.name)
                 if symbol is None:
                     raise image.error(
@@ -122,7 +123,7 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
                     editor.linkage(var, LINKAGE_STATIC)
             entries.append(SecVar(entry.type, offset, entry.size))
         entries.sort(key=lambda e: e.offset)
-        editor.datasec(found, section.size if not placed else found.size_or_type, entries)
+        editor.datasec(found, size, entries)
     return editor.btf()
 
 

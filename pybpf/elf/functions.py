@@ -80,7 +80,12 @@ class _Code:
 
 
 def _executable(section: Section) -> bool:
-    return section.type == SHT_PROGBITS and section.executable and section.size > 0
+    return (
+        section.type == SHT_PROGBITS
+        and section.executable
+        and section.size > 0
+        and not section.name.startswith(".debug_")
+    )
 
 
 def _find_functions(image: ElfImage) -> tuple[list[Symbol], dict[int, _Code]]:

@@ -167,7 +167,9 @@ class ElfImage:
     def _read_header(self) -> None:
         if len(self.raw) < 64:
             raise self.error(f"the ELF header is damaged: {len(self.raw)} bytes are too few.")
-        elf_class, encoding = self.raw[4], self.raw[5]
+        elf_class, encoding, version = self.raw[4:7]
+        if version != 1:
+            raise self.error(f"its ELF version is {version}, not 1.")
         if encoding not in (1, 2):
             raise self.error(f"its byte order is {encoding}, neither little (1) nor big (2).")
         self.byteorder = "little" if encoding == 1 else "big"
@@ -187,21 +189,22 @@ class ElfImage:
         structs.create_advanced_structs(
             header["e_type"], header["e_machine"], header["e_ident"]["EI_OSABI"]
         )
-        start, entry = header["e_shoff"], header["e_shentsize"]
+        # e_shentsize is not looked at, as libelf does not: a header of ELF64 has 64 bytes.
+        start = header["e_shoff"]
         count, names = header["e_shnum"], header["e_shstrndx"]
         if start == 0:
             raise self.error("the file has no sections.")
-        if entry != 64 or start + 64 > len(self.raw):
+        if start + 64 > len(self.raw):
             raise self.error(
-                f"the section table ({count} headers of {entry} bytes at byte {start}) lies "
-                f"outside the file of {len(self.raw)} bytes."
+                f"the section table ({count} headers at byte {start}) lies outside the file of "
+                f"{len(self.raw)} bytes."
             )
         first = struct_parse(structs.Elf_Shdr, stream, start)
         # Numbers that do not fit stand in the first header (ELF gABI, "Sections").
         count = count or first["sh_size"]
         if names == SHN_XINDEX:
             names = first["sh_link"]
-        if start + count * entry > len(self.raw):
+        if start + count * 64 > len(self.raw):
             raise self.error(
                 f"the section table ({count} headers at byte {start}) lies outside the file of "
                 f"{len(self.raw)} bytes."
@@ -284,8 +287,13 @@ class ElfImage:
         symbols = []
         entries = struct.iter_unpack(self._order + "IBBHQQ", self.data(table))
         for index, (name, info, other, shndx, value, size) in enumerate(entries):
-            text = self._string(strings, name, what=f"name of symbol {index}")
             kind = info & 15
+            try:
+                text = self._string(strings, name, what=f"name of symbol {index}")
+            except FormatError:
+                if kind == STT_FUNC:
+                    raise
+                text = ""  # nothing asks for it, or says so where it does
             if kind == STT_SECTION and not text and shndx < len(self.sections):
                 text = self.sections[shndx].name
             symbols.append(Symbol(index, text, value, size, kind, info >> 4, other & 3, shndx))
@@ -313,11 +321,16 @@ class ElfImage:
         for section in self.sections:
             if section.type not in (SHT_REL, SHT_RELA):
                 continue
-            if not 0 < section.info < len(self.sections):
-                if section.name.startswith(_UNREAD):
-                    continue
+            if section.name.startswith(_UNREAD) or not section.info:
+                continue
+            if section.info >= len(self.sections):
                 raise self.error(
                     f"it relocates section {section.info}, which does not exist.",
+                    section=section.name,
+                )
+            if section.type == SHT_REL and section.entsize != 16:
+                raise self.error(
+                    f"its entries are said to have {section.entsize} bytes, not 16.",
                     section=section.name,
                 )
             yield section, self.sections[section.info]

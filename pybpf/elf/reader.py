@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import struct
 
+from pybpf.btf.check import check
 from pybpf.btf.ext import BtfExt, has_core_relos
 from pybpf.btf.model import Btf
 from pybpf.elf import fixup
@@ -19,7 +20,7 @@ from pybpf.elf.data import (
     read_variables,
 )
 from pybpf.elf.functions import TEXT, MapTable, read_functions, read_programs
-from pybpf.elf.image import STT_FUNC, ElfImage, Section
+from pybpf.elf.image import SHT_PROGBITS, STT_FUNC, ElfImage, Section
 from pybpf.elf.jump_tables import JUMP_TABLES, read_jump_tables
 from pybpf.elf.legacy_maps import LEGACY, read_legacy_maps
 from pybpf.elf.struct_ops import is_struct_ops, read_struct_ops
@@ -30,6 +31,12 @@ from pybpf.sys import abi
 from pybpf.sys.files import read_file
 
 __all__ = ["object_name", "read"]
+
+BTF, BTF_EXT = ".BTF", ".BTF.ext"
+_UNRELOCATED = (
+    " Its CO-RE relocations are lost with it: programs access kernel structures as laid out in "
+    "the kernel that they were compiled for."
+)
 
 
 def object_name(path: str) -> str:
@@ -44,9 +51,8 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
     from. No system call but reading the file. Raises FormatError if the input is malformed,
     OSError if it cannot be read.
 
-    Damaged BTF is left out where nothing but legibility depends on it: func_info and line_info
-    always, all of it in an object without maps, struct_ops, externs and CO-RE relocations that
-    need it. ``notes["damaged"]`` of the spec then says what is lost.
+    Damaged BTF or BTF.ext is left out where the object has neither BTF maps nor struct_ops, as
+    libbpf does it; ``notes["damaged"]`` of the spec then says what is lost.
     """
     path: str | None = None
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -65,38 +71,8 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
 def _read(data: bytes, label: str, stem: str, path: str | None) -> ObjectSpec:
     image = ElfImage(data, name=label)
     lost: list[str] = []
-    try:
-        btf, ext = _read_btf(image, lost)
-        return _spec(image, btf, ext, stem, path, lost)
-    except FormatError as exc:
-        if "btf" not in exc.where:
-            raise
-        exc.message = exc.message.rstrip(".") + "."
-        why = _btf_needed(image)
-        if why is not None:
-            exc.hint = exc.hint or f"It cannot be left out: {why}."
-            raise
-        damage = exc
-    try:
-        return _spec(image, None, None, stem, path, [f"damaged and left out: {damage}"])
-    except FormatError:
-        raise damage from None
-
-
-def _btf_needed(image: ElfImage) -> str | None:
-    """What of an object needs its BTF; None where that only makes it legible."""
-    maps = image.by_name.get(MAPS)
-    if maps is not None and maps.size:
-        return "it defines the maps"
-    if any(map(is_struct_ops, image.sections)):
-        return "it describes the struct_ops"
-    if any(symbol.undefined for symbol in image.symbols):
-        return "it describes the externs"
-    ext = image.by_name.get(".BTF.ext")
-    # libbpf drops them with the BTF, and programs then read where their fields once were.
-    if ext is not None and ext.size and has_core_relos(image.data(ext)):
-        return "the CO-RE relocations refer to it"
-    return None
+    btf, ext = _read_btf(image, lost)
+    return _spec(image, btf, ext, stem, path, lost)
 
 
 def _spec(
@@ -169,18 +145,42 @@ def _spec(
 
 
 def _read_btf(image: ElfImage, lost: list[str]) -> tuple[Btf | None, BtfExt | None]:
-    section, extra = image.by_name.get(".BTF"), image.by_name.get(".BTF.ext")
-    ext = image.data(extra) if extra is not None else b""
-    if section is None or section.size == 0:
-        if ext and has_core_relos(ext):
-            raise image.error(
-                "it has CO-RE relocations but no BTF, to which they refer.",
-                section=".BTF.ext",
-                hint="Strip with llvm-strip -g, which keeps BTF.",
-            )
-        return None, None
-    btf = Btf.parse(image.data(section), name=f"{image.name} (.BTF)", byteorder=image.byteorder)
-    return btf, BtfExt.parse(ext, btf, lost=lost) if ext else None
+    """BTF and BTF.ext; where one is damaged and nothing of the object is defined by BTF, what is
+    left without it (``lost`` is told)."""
+    found = {name: image.by_name.get(name) for name in (BTF, BTF_EXT)}
+    for name, section in found.items():
+        if section is not None and section.type != SHT_PROGBITS:
+            raise image.error(f"its type is {section.type}, not PROGBITS.", section=name)
+    data, extra = (image.data(s) if s is not None and s.size else b"" for s in found.values())
+    btf: Btf | None = None
+    try:
+        if data:
+            parsed = Btf.parse(data, name=f"{image.name} (.BTF)", byteorder=image.byteorder)
+            check(parsed)
+            btf = parsed
+        if not extra:
+            return btf, None
+        if btf is None:
+            raise image.error("there is no BTF, to which it refers", section=BTF_EXT)
+        return btf, BtfExt.parse(extra, btf)
+    except FormatError as damage:
+        damage.message = damage.message.rstrip(".") + "."
+        why = _btf_needed(image)
+        if why is not None:
+            damage.hint = damage.hint or f"It cannot be left out: {why}."
+            raise
+        relocated = has_core_relos(extra, image.byteorder)
+        lost.append(f"damaged and left out: {damage}" + (_UNRELOCATED if relocated else ""))
+        return btf, None
+
+
+def _btf_needed(image: ElfImage) -> str | None:
+    """What of an object BTF defines; None where programs can be had without it."""
+    if MAPS in image.by_name:
+        return "it defines the maps"
+    if any(map(is_struct_ops, image.sections)):
+        return "it describes the struct_ops"
+    return None
 
 
 def _license(image: ElfImage) -> str:
