@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from tools.guest import apt
 from tools.guest.apt import SourceEntry, mirror, parse_sources, unpack, usrmerged
 from tools.guest.errors import GuestError
 from tools.guest.packages import _depends
@@ -131,6 +134,33 @@ def test_unpack(tmp_path: Path) -> None:
     assert (tmp_path / "tree/usr/bin/alias").readlink() == Path("program")
     assert (tmp_path / "tree/usr/bin/again").samefile(tmp_path / "tree/usr/bin/program")
     assert not (tmp_path / "tree/usr/share").exists()
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt is what is asked")
+def test_packages_that_no_list_has_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESTRICT_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    stanza = "Package: tool\nVersion: 1:2+b\nArchitecture: amd64\nFilename: ./tool.deb\nSize: 1\n"
+    (repository / "Packages").write_text(stanza + f"SHA256: {'0' * 64}\n")
+    world = apt.World("test", ())
+    for part in ("state/lists/partial", "cache/archives/partial", "debs"):
+        (world.root / part).mkdir(parents=True)
+    (world.root / "sources.list").write_text("")
+    (world.root / "preferences").write_text("")
+    listed, old, used = "tool_1%3a2+b_amd64.deb", "tool_1_amd64.deb", "tool_2_amd64.deb"
+    for name in (listed, old, used):
+        (world.root / "debs" / name).touch()
+        if name != used:
+            os.utime(world.root / "debs" / name, (1, 1))
+    world._prune()  # lists that know nothing are no reason to remove anything
+    assert len(list((world.root / "debs").iterdir())) == 3
+    (world.root / "sources.list").write_text(f"deb [trusted=yes] file:{repository} ./\n")
+    assert world._run("apt-get", "update").returncode == 0
+    world._prune()
+    assert sorted(path.name for path in (world.root / "debs").iterdir()) == sorted((listed, used))
 
 
 def test_unpack_of_garbage(tmp_path: Path) -> None:

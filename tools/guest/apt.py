@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cache_root, lock, progress
+from .cache import cache_root, lock, progress, remove_unused, there
 from .errors import GuestError
 
 __all__ = ["Package", "SourceEntry", "World", "mirror", "parse_sources", "unpack", "usrmerged"]
@@ -110,6 +110,13 @@ class Package:
     name: str
     version: str
     filename: str
+
+
+def _package(filename: str) -> Package:
+    """The package in a file that apt has named."""
+    name, version, _arch = filename.removesuffix(".deb").rsplit("_", 2)
+    version = version.replace("%3a", ":").replace("%7e", "~").replace("%2b", "+")
+    return Package(name, version, filename)
 
 
 class World:
@@ -212,6 +219,20 @@ class World:
                     f"apt could not read {', '.join(self.suites)}: {done.stderr.strip()}{hint}"
                 )
             stamp.touch()
+            self._prune()
+
+    def _prune(self) -> None:
+        """Remove the packages that the lists have no more, but for those that were used lately:
+        another run may have resolved them by the lists before."""
+        found = {path: _package(path.name) for path in (self.root / "debs").glob("*.deb")}
+        done = self._run("apt-cache", "madison", *sorted({p.name for p in found.values()}))
+        rows = [line.split("|") for line in done.stdout.splitlines()]
+        listed = {(row[0].strip(), row[1].strip()) for row in rows if len(row) == 3}
+        if done.returncode or not listed:
+            return  # nothing is known, so nothing is removed
+        for path, package in found.items():
+            if (package.name, package.version) not in listed:
+                remove_unused(path)
 
     def names(self, prefix: str) -> list[str]:
         """Names of the packages that start with *prefix*."""
@@ -231,9 +252,7 @@ class World:
             match = re.match(r"^'([^']+)' (\S+_\S+\.deb) \d+", line)
             if match is None:
                 continue
-            name, version, _arch = match.group(2)[:-4].rsplit("_", 2)
-            version = version.replace("%3a", ":").replace("%7e", "~").replace("%2b", "+")
-            found.append(Package(name, version, match.group(2)))
+            found.append(_package(match.group(2)))
         return found
 
     def download(self, packages: Iterable[Package]) -> list[Path]:
@@ -241,7 +260,7 @@ class World:
         debs = self.root / "debs"
         wanted = list(packages)
         with lock(cache_root() / "locks" / f"apt-{self.name}"):
-            missing = [p for p in wanted if not (debs / p.filename).is_file()]
+            missing = [p for p in wanted if not there(debs / p.filename)]
             if missing:
                 partial = debs / "partial"
                 shutil.rmtree(partial, ignore_errors=True)

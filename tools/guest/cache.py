@@ -33,6 +33,7 @@ __all__ = [
     "progress",
     "prune",
     "publish",
+    "remove_unused",
     "scratch",
     "there",
     "tree_hash",
@@ -194,18 +195,27 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
+def _age_order(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except FileNotFoundError:  # another run was faster
+        return 0.0
+
+
 def prune(folder: Path, pattern: str, keep: int, min_age: float = _IN_USE_SECONDS) -> None:
     """Remove all but the *keep* last used entries that match, if not used for *min_age* seconds."""
 
-    def age_order(path: Path) -> float:
-        try:
-            return -path.stat().st_mtime
-        except FileNotFoundError:  # another run was faster
-            return 0.0
+    for path in sorted(folder.glob(pattern), key=_age_order)[keep:]:
+        remove_unused(path, min_age)
 
-    for path in sorted(folder.glob(pattern), key=age_order)[keep:]:
-        if -age_order(path) < time.time() - min_age:
+
+def remove_unused(path: Path, min_age: float = _IN_USE_SECONDS) -> None:
+    """Remove the file or folder, if not used for *min_age* seconds."""
+    if -_age_order(path) < time.time() - min_age:
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def content_hash(parts: Iterable[bytes | str]) -> str:
