@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import marshal
+from copy import deepcopy
 from importlib.util import find_spec
 from types import CodeType
 
@@ -63,8 +64,8 @@ class Merged:
 
     def sources(self) -> tuple[bytes, bytes]:
         """(first, later) marshalled as sources, for any Python from 3.11."""
-        first = tuple((name, package, ast.unparse(tree)) for name, package, tree in self.first)
-        later = {name: ast.unparse(tree) for name, tree in self.later}
+        first = tuple((name, package, _source(tree)) for name, package, tree in self.first)
+        later = {name: _source(tree) for name, tree in self.later}
         # Version 2 is what every Python reads.
         return marshal.dumps(first, 2), marshal.dumps(later, 2)
 
@@ -77,6 +78,38 @@ class Merged:
             if name not in RARE and not name.endswith(REST)
         }
         return canonical(first), canonical(later)
+
+
+def _source(tree: ast.Module) -> str:
+    """The tree as source that every Python from 3.11 reads."""
+    return ast.unparse(ast.fix_missing_locations(_Formats().visit(deepcopy(tree))))
+
+
+class _Formats(ast.NodeTransformer):
+    """f-strings become calls of str.format, which mean the same.
+
+    From 3.12 on (PEP 701) ast.unparse writes f-strings with quotes inside quotes, which 3.11
+    takes for the end of the string.
+    """
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
+        values: list[ast.expr] = []
+        text = ast.Constant(self._template(node, values))
+        return ast.Call(ast.Attribute(text, "format", ast.Load()), values, [])
+
+    def _template(self, node: ast.JoinedStr, values: list[ast.expr]) -> str:
+        """What str.format takes; the values of its fields are added to ``values`` in order."""
+        out = ""
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                values.append(self.visit(part.value))
+                out += "{" + (f"!{part.conversion:c}" if part.conversion > 0 else "")
+                if isinstance(part.format_spec, ast.JoinedStr):
+                    out += ":" + self._template(part.format_spec, values)
+                out += "}"
+            elif isinstance(part, ast.Constant):
+                out += str(part.value).replace("{", "{{").replace("}", "}}")
+        return out
 
 
 def _compile(name: str, tree: ast.Module) -> CodeType:
