@@ -58,7 +58,7 @@ def udp(address: str = "127.0.0.1") -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as a, socket.socket(family, 2) as b:
         a.bind((address, 0))
-        a.settimeout(5)
+        a.settimeout(120)
         b.sendto(b"x", a.getsockname())
         assert a.recvfrom(8)[0] == b"x"
 

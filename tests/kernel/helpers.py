@@ -89,21 +89,22 @@ def _each(cls: Any, ids: Any) -> list[Any]:
 
 
 def live_names(prefix: str) -> list[str]:
-    """Every map and program of the kernel whose name starts with ``prefix``, and their links."""
+    """Every map and program of the kernel whose name starts with ``prefix``, and their links,
+    with their ids."""
     found, programs = [], {}
     for m in _each(Map, kernel.map_ids()):
         with m:
             if m.name.startswith(prefix):
-                found.append(f"map {m.name}")
+                found.append(f"map {m.name} ({m.id})")
     for p in _each(Program, kernel.program_ids()):
         with p:
             if p.name.startswith(prefix):
-                found.append(f"program {p.name}")
+                found.append(f"program {p.name} ({p.id})")
                 programs[p.id] = p.name
     for link in _each(Link, kernel.link_ids()):
         with link:
             if link.prog_id in programs:
-                found.append(f"link of {programs[link.prog_id]}")
+                found.append(f"link of {programs[link.prog_id]} ({link.id})")
     return found
 
 
@@ -116,7 +117,7 @@ def btf_count() -> int:
     return number
 
 
-def settle(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+def settle(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
     """Wait for a condition: the kernel frees programs and maps after an RCU grace period."""
     end = time.monotonic() + seconds
     while not condition():

@@ -133,7 +133,7 @@ def test_socket_maps(program: str, prefix: str) -> None:
             sender = peer if program == "sk_skb_verdict" else client
             obj.maps["sockets"][0] = client.fileno()
             assert counts(obj, lambda: (sender.send(b"hello"), settle(
-                lambda: obj.vars["count"] > 0, 5))) > 0  # fmt: skip
+                lambda: obj.vars["count"] > 0))) > 0  # fmt: skip
 
 
 # --- cgroups ----------------------------------------------------------------------------------

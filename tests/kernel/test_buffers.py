@@ -160,7 +160,7 @@ def test_asyncio_and_epoll_with_a_perf_buffer(prefix: str) -> None:
 
         async def main(buffer: PerfBuffer) -> list[object]:
             asyncio.get_running_loop().call_later(0.05, getpriority)
-            return await aio.wait(buffer, 10)
+            return await aio.wait(buffer, 120)
 
         with PerfBuffer(obj.maps["events"], layout) as buffer, select.epoll() as poller:
             obj.attach()
@@ -168,7 +168,7 @@ def test_asyncio_and_epoll_with_a_perf_buffer(prefix: str) -> None:
             assert poller.poll(0.01) == []
             assert asyncio.run(main(buffer)) == [event(8)]
             getpriority()
-            assert poller.poll(5) == [(buffer.fileno(), select.EPOLLIN)]
+            assert poller.poll(120) == [(buffer.fileno(), select.EPOLLIN)]
             assert buffer.read() == [event(9)]
             assert poller.poll(0.01) == []
 

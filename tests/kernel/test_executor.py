@@ -490,7 +490,7 @@ def test_what_a_process_that_runs_a_plan_imports(prefix: str, tmp_path: Path) ->
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", RUNNER.format(root=root), str(bundle)],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     modules = set(done.stdout.split())

@@ -286,7 +286,7 @@ def test_fds_go_across_exec(prefix: str) -> None:
     for fd in fds:
         os.close(fd)
     obj.close()
-    out, _ = child.communicate(timeout=30)
+    out, _ = child.communicate(timeout=300)
     got = json.loads(out)
     assert [link["prog_id"] for link in got["links"].values()] == [program, program]
     assert [link["tp_name"] for link in got["links"].values()] == ["sys_enter", "sys_exit"]

@@ -35,7 +35,7 @@ def command(path: Path, *words: str, python: str = sys.executable) -> list[str]:
 
 
 def run_it(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(path, *words), capture_output=True, text=True, timeout=60)
+    return subprocess.run(command(path, *words), capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_it_imports_nothing_of_the_machines_pybpf(features: Path, tmp_path: Path
     path.write_bytes(features.read_bytes())
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-X", "importtime", str(path), "--no-attach"],
-        cwd="/", capture_output=True, text=True, timeout=60,
+        cwd="/", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -118,7 +118,7 @@ def test_it_stays_until_told(prefix: str, tmp_path: Path) -> None:
                 assert link.prog_id in found["programs"].values()
         assert process.poll() is None
         process.send_signal(number)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
         assert process.returncode == 0
         assert settle(lambda: not live_names(prefix))
 
@@ -204,7 +204,7 @@ def test_without_privileges(features: Path, tmp_path: Path) -> None:
         done = subprocess.run(
             ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
              *command(path, "--no-attach", python="/usr/bin/python3")],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     finally:
         path.unlink()

@@ -133,7 +133,7 @@ def test_waiting_is_ended_by_a_record(prefix: str) -> None:
             assert time.monotonic() - start >= 0.04
             timer = threading.Timer(0.1, lambda: send(program, 7))
             timer.start()
-            assert ring.wait(10) == [struct.pack("=Q", 7)]
+            assert ring.wait(120) == [struct.pack("=Q", 7)]
             timer.join()
 
 

@@ -31,13 +31,12 @@ def test_two_hundred_programs() -> None:
         assert len(live.programs) == 200
         assert len({program.id for program in live.programs.values()}) == 200
         live.attach()
-        os.getpid()
-        time.sleep(0)  # some system calls
-        runs = live.vars["runs"]
         assert len(live.links) == 200
-        assert min(runs) > 0
-        # The first and the last one have seen the same calls, give or take those meanwhile.
-        assert max(runs) - min(runs) < 10_000
+        before = list(live.vars["runs"])
+        for _ in range(100):
+            os.getppid()
+        # They count everybody's calls: ours are among them.
+        assert all(now - then >= 100 for now, then in zip(live.vars["runs"], before, strict=True))
         live.detach()
 
 
@@ -114,7 +113,7 @@ def test_a_million_events(way: str) -> None:
             while producer.is_alive() or ring.pending:
                 if ring.poll(0.05):
                     drain()
-                if not early and seen[0] > EVENTS // 100:
+                if not early and seen[0]:
                     early = resident()
             producer.join()
             took = time.monotonic() - start
@@ -125,4 +124,4 @@ def test_a_million_events(way: str) -> None:
     assert seen[0] == sent > 0
     assert ordered[0]
     assert early
-    assert grown < 4 << 20
+    assert grown < EVENTS * 64 // 4  # those who keep them need four times as much, and more

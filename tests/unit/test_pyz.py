@@ -35,7 +35,7 @@ def pyz() -> bytes:
 
 def run_it(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-I", "-S", str(path), *words], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-S", str(path), *words], capture_output=True, text=True, timeout=300
     )
 
 

@@ -38,7 +38,7 @@ def _bounded() -> Iterator[None]:
         used = int(file.read().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), limits[1]))
-    signal.alarm(120)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     resource.setrlimit(resource.RLIMIT_AS, limits)

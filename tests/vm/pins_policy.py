@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 
 from pybpf.errors import KernelError
 from restrict import pins
 from tests.vm import probes
 from tests.vm.outcome import Outcome
 from tests.vm.pins_tree import PINS, Tree, private
+from tests.vm.waiting import wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,20 +108,19 @@ def act(function: Callable[..., object], *arguments: object) -> Outcome:
 def protect(policy: Pins, tree: Tree) -> None:
     """Guard the tree and register its objects, as the owner would."""
     with as_deputy(policy):
-        for _ in range(500):  # the ends of earlier ones take an RCU grace period
-            if 0 in policy.filesystems():
-                break
-            time.sleep(0.02)
+        # The ends of earlier ones take an RCU grace period.
+        wait(lambda: 0 in policy.filesystems(), "room for a filesystem")
         assert policy.protect(PINS)
         for kind in ("map", "program", "link"):
             policy.register(kind, getattr(tree, kind))
 
 
 def attack(
-    guest: Guest, tried: Attack, *, guard: bool, deputy: bool = False
+    guest: Guest, tried: Attack, *, guard: bool, deputy: bool = False, survives: bool = True
 ) -> tuple[Outcome, list[list[str]], bool]:
     """Build a tree in a mount namespace of its own, attack it: the outcome, what was reported,
-    and whether the pinned link is alive afterwards. deputy: the attacker is the owner's deputy."""
+    and whether the pinned link is alive afterwards, as it should if it *survives*. deputy: the
+    attacker is the owner's deputy."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -150,7 +149,7 @@ def attack(
                 seen = [[e.operation, e.reason, e.verdict] for e in read_events(guest)]
                 if deputy:
                     policy_of(guest).delegate(None)
-                found = [made.kind, made.code, made.detail, seen, tree.alive()]
+                found = [made.kind, made.code, made.detail, seen, tree.alive(survives)]
             except BaseException as error:
                 found = ["impossible", 0, f"{type(error).__name__}: {error}", [], False]
             os.write(writer, json.dumps(found).encode())

@@ -15,11 +15,13 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 
 from pybpf.kernel.map import create
 from pybpf.sys import abi, bpf, syscalls
 from pybpf.sys.syscalls import Pointer
 from tests.vm.userns import call
+from tests.vm.waiting import WAIT_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,15 +149,16 @@ class Tree:
             os.close(self.link_fd)
             os.close(self.program_fd)
 
-    def alive(self) -> bool:
-        """Whether the pinned link still is (it is freed after an RCU grace period)."""
-        import time
+    def alive(self, wanted: bool = True) -> bool:
+        """Whether the pinned link still is. It is freed after an RCU grace period, which is waited
+        for where the link is not *wanted*."""
 
-        for _ in range(10):
-            if not exists("link", self.link):
-                return False
+        end = time.monotonic() + (0.2 if wanted else WAIT_SECONDS)
+        while exists("link", self.link):
+            if time.monotonic() > end:
+                return True
             time.sleep(0.02)
-        return True
+        return False
 
 
 def _id(fd: int) -> int:

@@ -10,6 +10,7 @@ so they work while a policy is in force.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ import time
 from tests.vm import raw
 from tests.vm.outcome import Expected, Outcome
 from tests.vm.programs import EXIT_STATUS
+from tests.vm.waiting import ATTEMPT_SECONDS, wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +58,6 @@ __all__ = [
 _RX = raw.PROT_READ | raw.PROT_EXEC
 _RW = raw.PROT_READ | raw.PROT_WRITE
 _RWX = _RX | raw.PROT_WRITE
-_TIMEOUT = 30.0
 
 
 # What a dlopen that may not map its object comes to.
@@ -77,7 +78,7 @@ def _report(fd: int, kind: str, code: int, seconds: float, detail: str) -> None:
     os.write(fd, data[:4000])
 
 
-def attempt(body: Callable[[Act], object], timeout: float = _TIMEOUT) -> Outcome:
+def attempt(body: Callable[[Act], object]) -> Outcome:
     """Run *body* in a child; it calls ``act(function, *arguments)`` once, for the act itself.
 
     Allowed if the act returns, refused with the errno of its OSError.  Anything else that goes
@@ -115,22 +116,22 @@ def attempt(body: Callable[[Act], object], timeout: float = _TIMEOUT) -> Outcome
         finally:
             os._exit(0)
     os.close(writer)
-    data, status = _wait(child, reader, timeout)
+    data, status = _wait(child, reader)
     begun, report = data[:1] == b"A", data[1:] if data[:1] == b"A" else data
     if report:
         kind, code, seconds, detail = report.decode("utf-8", "replace").split("\0", 3)
         return Outcome(kind, int(code), detail, float(seconds))
     if status is None:
-        return Outcome("impossible", 0, f"no end within {timeout:.0f} s")
+        return Outcome("impossible", 0, f"no end within {ATTEMPT_SECONDS:.0f} s")
     if os.WIFSIGNALED(status) and begun:
         return Outcome("killed", os.WTERMSIG(status), "during the act")
     return Outcome("impossible", 0, f"the probe's process ended with wait status {status:#x}")
 
 
-def _wait(child: int, reader: int, timeout: float) -> tuple[bytes, int | None]:
+def _wait(child: int, reader: int) -> tuple[bytes, int | None]:
     """All that comes through the pipe, and the child's wait status; None if it was too slow."""
     data = b""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + ATTEMPT_SECONDS
     status: int | None = None
     poll = select.poll()
     poll.register(reader, select.POLLIN)
@@ -149,7 +150,7 @@ def _wait(child: int, reader: int, timeout: float) -> tuple[bytes, int | None]:
     return data, status
 
 
-def _exec(function: Callable[[], object], timeout: float = _TIMEOUT) -> Outcome:
+def _exec(function: Callable[[], object]) -> Outcome:
     """Fork, and *function* replaces the program; the errno comes through a close-on-exec pipe."""
     reader, writer = os.pipe()
     start = time.monotonic()
@@ -171,7 +172,7 @@ def _exec(function: Callable[[], object], timeout: float = _TIMEOUT) -> Outcome:
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     data = b""
-    while poll.poll(timeout * 1000):
+    while poll.poll(ATTEMPT_SECONDS * 1000):
         piece = os.read(reader, 64)
         if not piece:
             break
@@ -185,7 +186,7 @@ def _exec(function: Callable[[], object], timeout: float = _TIMEOUT) -> Outcome:
     if len(data) == 5:
         os.waitpid(child, 0)
         return Outcome("refused", struct.unpack("<i", data[1:])[0], "", seconds)
-    end = time.monotonic() + timeout
+    end = time.monotonic() + ATTEMPT_SECONDS
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -193,7 +194,7 @@ def _exec(function: Callable[[], object], timeout: float = _TIMEOUT) -> Outcome:
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return Outcome("allowed", 0, f"still running after {timeout:.0f} s", seconds)
+            return Outcome("allowed", 0, f"still running after {ATTEMPT_SECONDS:.0f} s", seconds)
         time.sleep(0.005)
     if os.WIFSIGNALED(status):
         return Outcome("killed", os.WTERMSIG(status), "", seconds)
@@ -307,7 +308,7 @@ def map_repeatedly(count: int, prot: int = _RX, expected: int = 0) -> Outcome:
                 raise OSError(code, f"attempt {number}")
         return count
 
-    return attempt(lambda act: act(loop), timeout=120)
+    return attempt(lambda act: act(loop))
 
 
 def protect_file(path: str, prot: int = _RX, first: int = raw.PROT_READ) -> Outcome:
@@ -454,29 +455,47 @@ class Prober:
     """A process that repeats an attempt until it is stopped, and counts the outcomes.
 
     For moments that must not exist: while something is exchanged, no outcome but the expected
-    one may come up.  *once* must be cheap: it returns 0 or an errno.
+    one may come up.  *once* must be cheap: it returns 0 or an errno.  The first attempt is over
+    when this returns; ``more`` waits for others, however slow the machine is.
     """
 
     def __init__(self, once: Callable[[], int]) -> None:
         reader, self._writer = os.pipe()
         self._reader, writer = os.pipe()
+        self._made = mmap.mmap(-1, 8)  # shared with the child: how many attempts are over
         self._child = os.fork()
         if self._child == 0:
             try:
                 os.close(self._writer)
                 os.close(self._reader)
                 counts: dict[int, int] = {}
+                made = 0
                 poll = select.poll()
                 poll.register(reader, select.POLLIN | select.POLLHUP)
                 while not poll.poll(0):
                     code = once()
                     counts[code] = counts.get(code, 0) + 1
+                    made += 1
+                    struct.pack_into("=Q", self._made, 0, made)
                 text = " ".join(f"{code}:{count}" for code, count in counts.items())
                 os.write(writer, text.encode())
             finally:
                 os._exit(0)
         os.close(reader)
         os.close(writer)
+        self.more(1)
+
+    def _count(self) -> int:
+        return int(struct.unpack_from("=Q", self._made)[0])
+
+    def more(self, count: int) -> None:
+        """Wait until *count* attempts more have been made, which began after this was called.
+
+        Raises:
+            TimeoutError: they were not; the process may have ended.
+        """
+        wanted = self._count() + count + (self._count() > 0)  # one may be under way
+        wait(lambda: self._count() >= wanted, f"{count} attempts more")
 
     def stop(self) -> dict[int, int]:
         """End it; gives how often each errno came (0: allowed)."""

@@ -9,9 +9,9 @@ imported at its top.
 from __future__ import annotations
 
 import os
-import time
 
 from tests.vm.outcome import Expected, Outcome
+from tests.vm.waiting import CASE_SECONDS, wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +133,6 @@ class Scenario:
         initramfs: Callable[..., Mapping[str, bytes] | bytes] | None = None,
         disks: Mapping[str, Callable[[], Path]] | None = None,
         tolerate: str = "",
-        timeout: float = 420.0,
     ) -> None:
         self.name = name
         self.lanes = tuple(lanes)
@@ -146,7 +145,6 @@ class Scenario:
         self.keyring = keyring
         self.initramfs = initramfs
         self.tolerate = tolerate
-        self.timeout = timeout
         self.cases: dict[str, Case] = {}
         self._setup: list[Callable[[Guest], object]] = []
 
@@ -171,7 +169,7 @@ class Scenario:
         name: str = "",
         lanes: Sequence[str] | None = None,
         where: str = "child",
-        timeout: float = 120.0,
+        timeout: float = CASE_SECONDS,
     ) -> Callable[[Callable[[Guest], object]], Callable[[Guest], object]]:
         """Decorator: *function* is a case; it passes unless it raises."""
 
@@ -199,7 +197,7 @@ class Scenario:
         *arguments: object,
         attempt: str = "",
         lanes: Sequence[str] | None = None,
-        timeout: float = 120.0,
+        timeout: float = CASE_SECONDS,
     ) -> None:
         """Add the case *name*: ``function(*arguments)`` must have exactly the *expected* outcome.
 
@@ -337,14 +335,6 @@ class Guest:
             options += f",upperdir={upper}/upper,workdir={upper}/work"
         self.mount("overlay", where, "overlay", 0 if upper else 1, options)
 
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
-        """Wait until *condition* is true.
-
-        Raises:
-            TimeoutError: it was not within *seconds*.
-        """
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-            time.sleep(0.02)
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until *condition* is true (``waiting.wait``)."""
+        wait(condition, what)

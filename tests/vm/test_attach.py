@@ -13,7 +13,7 @@ import sys
 from tests.vm.scenario import Guest, Scenario
 
 # Five minutes of processor time, and as much again while other guests run.
-attaching = Scenario("attach", timeout=900.0)
+attaching = Scenario("attach")
 
 # Test names that the kernel cannot pass: sessions of fentry came with 7.0, uprobe sessions with
 # 6.13, tracing of many functions with 7.1, instruction arrays with 6.19.
@@ -45,41 +45,41 @@ def run_module(guest: Guest, name: str, lacking: tuple[str, ...] = ()) -> None:
     assert not surprising, surprising
 
 
-@attaching.case(timeout=400.0)
+@attaching.case()
 def every_way_shows_its_effect(guest: Guest) -> None:
     run_module(guest, "test_attach", ABSENT.get(guest.lane, ()))
 
 
-@attaching.case(timeout=300.0)
+@attaching.case()
 def probes_and_tracing(guest: Guest) -> None:
     run_module(guest, "test_attach_tracing", ABSENT.get(guest.lane, ()))
 
 
-@attaching.case(timeout=300.0)
+@attaching.case()
 def networks_and_cgroups(guest: Guest) -> None:
     run_module(guest, "test_attach_network", ABSENT.get(guest.lane, ()))
 
 
-@attaching.case(timeout=100.0)
+@attaching.case()
 def jump_tables(guest: Guest) -> None:
     run_module(guest, "test_jump_tables", ABSENT.get(guest.lane, ()))
 
 
-@attaching.case(timeout=100.0)
+@attaching.case()
 def exclusive_maps(guest: Guest) -> None:
     run_module(guest, "test_exclusive", ABSENT.get(guest.lane, ()))
 
 
-@attaching.case(timeout=100.0)
+@attaching.case()
 def older_kernels(guest: Guest) -> None:
     run_module(guest, "test_older")
 
 
-@attaching.case(timeout=200.0)
+@attaching.case()
 def buffers(guest: Guest) -> None:
     run_module(guest, "test_buffers")
 
 
-@attaching.case(timeout=200.0)
+@attaching.case()
 def live_objects(guest: Guest) -> None:
     run_module(guest, "test_live_objects")

@@ -43,7 +43,7 @@ FILE = "/run/bundle/features.pyz"
 COMMAND = ["/usr/bin/python3", "-I", "-S", FILE]
 
 
-@bundles.case(timeout=180.0)
+@bundles.case()
 def the_same_bytes_load(guest: Guest) -> None:
     data = Path(FILE).read_bytes()
     told = Path("/run/bundle/sha256").read_text()
@@ -56,7 +56,7 @@ def the_same_bytes_load(guest: Guest) -> None:
     assert found["links"] == {}
 
 
-@bundles.case(timeout=180.0)
+@bundles.case()
 def they_attach_and_go_on_a_signal(guest: Guest) -> None:
     process = subprocess.Popen([*COMMAND, "--json"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -66,7 +66,7 @@ def they_attach_and_go_on_a_signal(guest: Guest) -> None:
     assert process.wait(30) == 0
 
 
-@bundles.case(timeout=180.0)
+@bundles.case()
 def damaged_ones_do_nothing(guest: Guest) -> None:
     data = bytearray(Path(FILE).read_bytes())
     data[len(data) // 2] ^= 4

@@ -38,7 +38,7 @@ def _sysvinit(keep: str, *, default: bool = False) -> Scenario:
         return boot.files(run, keep="" if default else keep)
 
     scenario = Scenario(
-        "sysvinit-" + ("default" if default else keep), lanes=("7.3",), timeout=600.0,
+        "sysvinit-" + ("default" if default else keep), lanes=("7.3",),
         initramfs=initramfs,
         disks={"root": _image, "project": boot.project_disk},
     )  # fmt: skip

@@ -23,6 +23,7 @@ from tests.vm.outcome import ALLOWED, refused
 from tests.vm.policy import build_plan, plans_drive
 from tests.vm.programs import program
 from tests.vm.scenario import Drive, Guest, Scenario
+from tests.vm.waiting import ATTEMPT_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def prepare(guest: Guest) -> None:
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RESTRICT, *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*RESTRICT, *words], capture_output=True, text=True, timeout=ATTEMPT_SECONDS
+    )
 
 
 @contextlib.contextmanager
@@ -62,7 +65,7 @@ def kept(guest: Guest, *words: str) -> Iterator[dict[str, Any]]:
             generation.remove()
         os.unlink(fsaccess.PIN)
         guest.wait(
-            lambda: probes.execute("/tmp/program").kind == "allowed", "the end of enforcement", 10
+            lambda: probes.execute("/tmp/program").kind == "allowed", "the end of enforcement"
         )
 
 
@@ -153,7 +156,7 @@ def killed_before_its_status_is_shown(guest: Guest) -> None:
     finally:
         for generation in keep_pins.generations():
             generation.remove()
-    guest.wait(lambda: probes.execute("/tmp/program").kind == "allowed", "the end", 10)
+    guest.wait(lambda: probes.execute("/tmp/program").kind == "allowed", "the end")
 
 
 @keep.case()
@@ -213,7 +216,7 @@ def enable_and_upgrade(guest: Guest) -> None:
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=ATTEMPT_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     guest.state["upgraded"] = json.loads(done.stdout)

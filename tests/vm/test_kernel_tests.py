@@ -46,7 +46,7 @@ def _case(part: str, skips: int) -> object:
 
 
 for _part in PARTS:
-    plain.case(name=_part, timeout=300.0)(_case(_part, 0))  # type: ignore[arg-type]
+    plain.case(name=_part)(_case(_part, 0))  # type: ignore[arg-type]
 # Under lockdown the kernel refuses kprobes and perf events to everybody: those four are skipped.
 for _part, _skips in (("executor", 0), ("programs", 0), ("links", 4), ("ringbuf", 0)):
-    locked.case(name=_part, timeout=300.0)(_case(_part, _skips))  # type: ignore[arg-type]
+    locked.case(name=_part)(_case(_part, _skips))  # type: ignore[arg-type]

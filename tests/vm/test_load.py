@@ -18,7 +18,7 @@ FSACCESS = TREE / "bpf/objects/fsaccess.bpf.o"
 loading = Scenario("load", drives={"good": Drive({"file": b"content"})})
 
 
-@loading.case(timeout=180.0)
+@loading.case()
 def both_ways_give_the_same_programs(guest: Guest) -> None:
     """What the verifier made of each program is the same, whoever relocated it."""
     from tests.kernel.relocations import compare
@@ -63,7 +63,7 @@ def missing_hooks_are_told(guest: Guest) -> None:
         assert "bpf_lsm_no_such_hook" in told
 
 
-@loading.case(timeout=180.0)
+@loading.case()
 def functions_and_types_of_modules(guest: Guest) -> None:
     """dm_mod's function is attached to, and its struct relocated against, by both ways."""
     import pybpf

@@ -11,6 +11,7 @@ from tests.vm import probes
 from tests.vm.outcome import ALLOWED
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.test_trixie import image
+from tests.vm.waiting import CASE_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def _nextroot(keep: str, *, entered: bool) -> Scenario:
         return boot.files(run, keep=keep)
 
     scenario = Scenario(
-        f"nextroot-{keep}", lanes=("7.3",), initramfs=initramfs, timeout=900.0,
+        f"nextroot-{keep}", lanes=("7.3",), initramfs=initramfs,
         disks={"root": image, "project": boot.project_disk},
     )  # fmt: skip
 
@@ -35,14 +36,14 @@ def _nextroot(keep: str, *, entered: bool) -> Scenario:
     def policy() -> str:
         return f"{boot.link_ids()} {boot.program_ids()}"
 
-    @scenario.case(timeout=200.0)
+    @scenario.case()
     def soft_reboot(guest: Guest) -> None:
         """Ends the tests; what comes of it is for the next case."""
         os.mkdir("/run/nextroot")
         boot.command("mount", "--bind", "/", "/run/nextroot")
         boot.remember(f"{policy()}; root {root()}")
         boot.command("systemctl", "soft-reboot")
-        time.sleep(180)
+        time.sleep(CASE_SECONDS / 2)
         raise AssertionError("the system went on")
 
     @scenario.case()

@@ -161,7 +161,7 @@ def restrict(*words: str) -> subprocess.CompletedProcess[str]:
 command = Scenario("command", lanes=("7.3",))
 
 
-@command.case(timeout=240)
+@command.case()
 def enabled_by_the_command_it_is_nobodys(guest: Guest) -> None:
     path = probes.write_file("/tmp/program", program())
     guest.expect(probes.execute(path), EXITS)

@@ -19,7 +19,7 @@ from tests.vm.scenario import Drive, Guest, Scenario
 def check(guest: Guest, tried: Attack) -> None:
     """Unguarded, the act is possible and does what it is said to do; guarded, it is refused and
     reported (or allowed and harmless)."""
-    outcome, seen, alive = attack(guest, tried, guard=False)
+    outcome, seen, alive = attack(guest, tried, guard=False, survives=not tried.kills)
     guest.expect(outcome, tried.control)
     assert not seen, seen
     assert alive != tried.kills, "alive" if alive else "dead"
@@ -54,16 +54,14 @@ def _add(scenario: Scenario, tried: Attack, *, toothless: bool = False) -> None:
     scenario.case(name=tried.name, lanes=tried.lanes)(case)
 
 
-attacks = Scenario("pins", memory=1024, append="rcupdate.rcu_expedited=1", timeout=900)
+attacks = Scenario("pins", memory=1024, append="rcupdate.rcu_expedited=1")
 attacks.setup(prepare)
-lockdown = Scenario(
-    "pins_lockdown", append="rcupdate.rcu_expedited=1 lockdown=confidentiality", timeout=900
-)
+lockdown = Scenario("pins_lockdown", append="rcupdate.rcu_expedited=1 lockdown=confidentiality")
 lockdown.setup(prepare)
 toothless = Scenario(
     "pins_toothless",
     drives={"plans": Drive({"toothless": toothless_plan}, signature="none")},
-    append="rcupdate.rcu_expedited=1", timeout=900,
+    append="rcupdate.rcu_expedited=1",
 )  # fmt: skip
 toothless.setup(prepare_toothless)
 

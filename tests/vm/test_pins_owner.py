@@ -9,7 +9,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import traceback
 
 from pybpf.sys import bpf
@@ -45,13 +44,14 @@ from tests.vm.pins_tree import (
     umount,
 )
 from tests.vm.scenario import Guest, Scenario
+from tests.vm.waiting import ATTEMPT_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-owner = Scenario("pins_owner", append="rcupdate.rcu_expedited=1", timeout=900)
+owner = Scenario("pins_owner", append="rcupdate.rcu_expedited=1")
 owner.setup(prepare)
 
 DETACH = 2
@@ -277,7 +277,7 @@ def only_reported(guest: Guest) -> None:
     finally:
         policy.arm()
     assert seen == [("unlink", "guarded", "audited"), ("umount", "mount", "audited")]
-    assert not tree.alive()
+    assert not tree.alive(False)
 
 
 @owner.case()
@@ -353,11 +353,7 @@ def limit_namespace_exit(guest: Guest) -> None:
     assert len(answer) == 8, "the filesystems could not be made"
     kept, lost_link = struct.unpack("=2I", answer)
     try:
-        for _ in range(500):
-            if not exists("link", lost_link):
-                break
-            time.sleep(0.02)
-        assert not exists("link", lost_link), "the namespace's end should have taken it"
+        guest.wait(lambda: not exists("link", lost_link), "the end of the namespace's link")
         assert exists("link", kept), "it was pinned twice"
     finally:
         with as_deputy(policy):
@@ -386,7 +382,7 @@ def limit_mount_setattr(guest: Guest) -> None:
 # ── installing ──
 
 
-@owner.case(timeout=600)  # it loads the policy six times
+@owner.case()
 def undone(guest: Guest) -> None:
     """Whatever step fails, nothing is left: no mount, directory, link, map."""
     path = "/run/undone"
@@ -409,12 +405,11 @@ def undone(guest: Guest) -> None:
             message = "it did not fail"
         assert name in message, message
         assert not os.path.exists(path), name
-        for _ in range(100):
-            after = {kind: probes_bpf.ids(kind) for kind in before}
-            if after == before:
-                break
-            time.sleep(0.05)
-        assert after == before, name
+        # Nothing new; of what was there before, something may still have been about to go.
+        guest.wait(
+            lambda: all(set(probes_bpf.ids(kind)) <= set(before[kind]) for kind in before),
+            f"nothing is left of {name}",
+        )
 
 
 def _command(*words: str) -> tuple[int, dict[str, object]]:
@@ -498,7 +493,7 @@ def in_the_foreground(guest: Guest) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[0])["operation"] == "unlink"
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(ATTEMPT_SECONDS) == 0
     assert not os.path.exists(SOCKETS["pins"])
     guest.expect(act(os.unlink, f"{path}/pins"), refused())
     found = pins_status.read(path)

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     pass
 
-together = Scenario("pins_userns", memory=1024, append=EXPEDITED, timeout=600)
+together = Scenario("pins_userns", memory=1024, append=EXPEDITED)
 
 
 @together.setup

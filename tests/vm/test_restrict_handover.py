@@ -279,7 +279,7 @@ policy.close()
 """
 
 
-@handover.case(timeout=240)
+@handover.case()
 def ten_reexecs_of_an_owner_that_is_not_pid_1(guest: Guest) -> None:
     """A prober tries all the time; the owner's start time is what tells it from another."""
     python = [sys.executable, "-I", "-S", "-c"]

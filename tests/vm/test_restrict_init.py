@@ -23,7 +23,7 @@ def _initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
     return files(run, init=resumed(TAKEOVERS), keep="")  # whose default is exec then
 
 
-boot = Scenario("boot", initramfs=_initramfs, timeout=600.0)
+boot = Scenario("boot", initramfs=_initramfs)
 
 
 @boot.setup

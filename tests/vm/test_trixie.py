@@ -12,6 +12,7 @@ from tests.vm import probes
 from tests.vm.outcome import ALLOWED
 from tests.vm.programs import EXIT_STATUS, program
 from tests.vm.scenario import Guest, Scenario
+from tests.vm.waiting import CASE_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _trixie(keep: str, *, default: bool = False) -> Scenario:
         return boot.files(run, keep="" if default else keep)
 
     scenario = Scenario(
-        "trixie-" + ("default" if default else keep), lanes=("7.3",), timeout=900.0,
+        "trixie-" + ("default" if default else keep), lanes=("7.3",),
         initramfs=initramfs,
         disks={"root": image, "project": boot.project_disk},
     )  # fmt: skip
@@ -119,12 +120,12 @@ def _trixie(keep: str, *, default: bool = False) -> Scenario:
         boot.denied(guest)
         guest.expect(probes.run("/usr/bin/true"), ALLOWED)
 
-    @scenario.case(timeout=200.0)
+    @scenario.case()
     def soft_reboot(guest: Guest) -> None:
         """Ends the tests; what comes of it is for the next case, in the system started again."""
         boot.remember(repr(boot.link_ids()))
         boot.command("systemctl", "soft-reboot")
-        time.sleep(180)
+        time.sleep(CASE_SECONDS / 2)
         raise AssertionError("the system went on")
 
     @scenario.case()

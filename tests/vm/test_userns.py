@@ -37,18 +37,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-namespaces = Scenario("userns", memory=1024, append=EXPEDITED, timeout=600, drives=drives())
+namespaces = Scenario("userns", memory=1024, append=EXPEDITED, drives=drives())
 namespaces.setup(prepare)
 add(namespaces)
 add_to(namespaces)
 
 # No helper that reads memory by address works then; the policy must not need one.
-lockdown = Scenario("userns_lockdown", append=f"lockdown=confidentiality {EXPEDITED}", timeout=600)
+lockdown = Scenario("userns_lockdown", append=f"lockdown=confidentiality {EXPEDITED}")
 lockdown.setup(prepare)
 add(lockdown)
 
 toothless = Scenario(
-    "userns_toothless", append=EXPEDITED, timeout=600,
+    "userns_toothless", append=EXPEDITED,
     drives={"plans": plans(toothless=lambda: plan_without(*ENFORCING))},
 )  # fmt: skip
 add(toothless, toothless=True)

@@ -17,6 +17,7 @@ from tests.vm.probes import attempt
 from tests.vm.scenario import Guest, Scenario
 from tests.vm.userns_acts import create
 from tests.vm.userns_policy import events, installed, put, the_namespace
+from tests.vm.waiting import ATTEMPT_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_to(scenario: Scenario) -> None:
 def restrict(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-s", "-m", "restrict", *words], capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=ATTEMPT_SECONDS, check=False,
     )  # fmt: skip
 
 

@@ -139,7 +139,10 @@ def _parser() -> argparse.ArgumentParser:
             "--root", default="signed", choices=("signed", "initramfs"),
             help="where the script runs: on the signed erofs root or still in the initramfs",
         )  # fmt: skip
-    run.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
+    run.add_argument(
+        "--timeout", type=float, default=900.0, metavar="SECONDS",
+        help="end it if it says nothing for so long (default: 900)",
+    )  # fmt: skip
     run.add_argument("--console", action="store_true", help="print the guest's console at the end")
     run.add_argument("--artifacts", metavar="DIR", help="keep console and events there")
     run.add_argument("script")
