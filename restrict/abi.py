@@ -13,6 +13,7 @@ import struct
 
 __all__ = [
     "EVENT",
+    "KEPT_BY",
     "MAGICS",
     "NEVER",
     "OPERATIONS",
@@ -63,6 +64,8 @@ PINS_REASONS = (
     "gone",
 )  # fmt: skip
 PINS_KINDS = ("map", "program", "link")  # enum pins_kind, from 1
+# enum policy_keep: what keeps a policy attached, by its number in the globals and the status.
+KEPT_BY = ("process", "exec", "pins", "ownerless", "keeper")
 # struct pins_filesystem: superblock namespace magic device reserved.
 PINS_FILESYSTEM = struct.Struct("=3Q 2I")
 # enum policy_number → name, operations, reasons.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from restrict import abi
 from restrict.errors import ConfigError, system_error
+from restrict.files import replace
 
 if TYPE_CHECKING:
     from pybpf.plan.ops import Plan
@@ -128,16 +129,9 @@ def build(
 
 def write(plan: Plan, path: str | os.PathLike[str]) -> int:
     """Freeze the Plan into a file, replacing it at once; returns the number of bytes. Raises
-    KernelError; what was there stays then."""
+    RestrictError, KernelError; what was there stays then."""
     from pybpf.plan.frozen import to_bytes
 
     data = to_bytes(plan)
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.new")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise system_error("the file cannot be written", e, "rename", file=str(path)) from None
+    replace(path, data)
     return len(data)

@@ -192,9 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command(
-        commands, "check", "tell whether every prerequisite of enforcement is there", _check
-    )
+    command(commands, "check", "tell whether every prerequisite of enforcement is there", _check)
     add_enable(commands)
 
     status = command(commands, "status", "tell what of the execution policy is in force", _status)
@@ -246,6 +244,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if given[:1] == ["init"]:
         return _init(given[1:])
     from pybpf.errors import PybpfError
+    from restrict.errors import describe
 
     arguments = _parser().parse_args(given)
     try:
@@ -261,6 +260,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as e:  # of a system without /proc, say: no place for a traceback
+        print(f"restrict: {describe(e)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -60,23 +60,21 @@ class Disk:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):  # opening a FIFO would wait
+                raise ImageError("it is neither a block device nor a file.", image=path)
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as e:
             raise system_error("it cannot be opened", e, "open", image=path) from None
         try:
-            mode = os.fstat(self._fd).st_mode
             if stat.S_ISBLK(mode):
-                self.is_file = False
                 self.size = struct.unpack("=Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))[0]
                 self.sector_size = struct.unpack("=i", fcntl.ioctl(self._fd, _BLKSSZGET, bytes(4)))[
                     0
                 ]
-            elif stat.S_ISREG(mode):
-                self.is_file = True
+            else:
                 self.size = os.fstat(self._fd).st_size
                 self.sector_size = 512
-            else:
-                raise ImageError("it is neither a block device nor a file.", image=path)
         except BaseException:
             self.close()
             raise
@@ -122,7 +120,9 @@ def attach_loop(path: str) -> tuple[str, int]:
     """
     control = file = -1
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ImageError("it is no file.", image=path)
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         for _ in range(16):  # another process may take the free one first
             node = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
@@ -439,6 +439,8 @@ def _open_any(wanted: Wishes, signature: bytes | None) -> Image:
                     reasons.append(f"{node} has no GPT")
         except (RestrictError, KernelError) as e:
             reasons.append(f"{node}: {e.message}")
+        except OSError as e:  # it was taken away meanwhile
+            reasons.append(f"{node}: {e.strerror}")
     if len(found) == 1:
         return found[0]
     if found:

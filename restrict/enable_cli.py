@@ -210,7 +210,6 @@ def add_parser(commands: Any) -> None:
     enable.add_argument(
         "--unguarded", action="store_true", help="with --keep pins: without the pins policy"
     )
-    enable.add_argument("--mode", choices=("exec",), default="exec", help="what is restricted")
     enable.add_argument("--audit", action="store_true", help="report, but deny nothing")
     enable.add_argument(
         "--plan", metavar="FILE",

@@ -17,6 +17,7 @@ __all__ = [
     "PreflightError",
     "RestrictError",
     "describe",
+    "printable",
     "system_error",
 ]
 
@@ -56,6 +57,11 @@ def system_error(
         hint=hint,
         **where,
     )
+
+
+def printable(text: str) -> str:
+    """A name that somebody else chose, for people: without what a terminal obeys."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def describe(exc: BaseException) -> str:

@@ -266,9 +266,7 @@ def _open(kind: type[_T], fd: int, name: str) -> _T:
         raise
 
 
-def _check_link(
-    name: str, fd: int, ident: int, prog: int, tag: str, guarded: set[int]
-) -> set[int]:
+def _check_link(name: str, fd: int, ident: int, prog: int, tag: str, guarded: set[int]) -> set[int]:
     """Ask the kernel about one inherited link; the ids of the maps its program uses."""
     with _open(Link, fd, name) as link:
         info = link.info()
@@ -324,9 +322,7 @@ def _check_guard(policy: Policy, record: _Record) -> None:
     if owner != os.getpid() or (owner != 1 and ticks != start_ticks()):
         _refuse(f"the policy's owner is process {owner}, not this one ({os.getpid()})")
     if links != expected:
-        _refuse(
-            f"the guard protects the links {sorted(links)}, inherited were {sorted(expected)}"
-        )
+        _refuse(f"the guard protects the links {sorted(links)}, inherited were {sorted(expected)}")
     if not {link[2] for link in record.links.values()} <= programs:
         _refuse("the guard does not protect all programs of the inherited links")
     if not {entry[1] for entry in record.maps.values()} <= maps:

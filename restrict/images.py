@@ -17,6 +17,7 @@ here, because the kernel would only say EINVAL.
 
 from __future__ import annotations
 
+import os
 import struct
 from binascii import Error as Base64Error
 from binascii import a2b_base64
@@ -50,6 +51,7 @@ __all__ = [
 
 SIGNATURE_KEY = "restrict:root"  # description of the key that a verity target's table names
 SIGNATURE_MOST = 4 << 20  # the specification's limit for the partition
+_JSON_MOST = 1 << 16  # of it: a key's bytes in base64, and the other members
 KEY_MOST = 32767  # what a "user" key can hold (security/keys/user_defined.c)
 
 # cryptsetup, lib/verity/verity.c, struct verity_sb: signature version hash_type uuid algorithm
@@ -66,10 +68,14 @@ FILESYSTEMS = (
 )
 
 
+def _no_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for a writer
+
+
 def read_bytes(path: str, what: str, most: int) -> bytes:
     """A small file, whole. Raises ConfigError: unreadable, empty or larger than ``most``."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_no_wait) as file:
             data = file.read(most + 1)
     except OSError as e:
         raise ConfigError(f"the {what} cannot be read: {e.strerror}.", file=path) from None
@@ -253,6 +259,8 @@ def parse_signature(raw: bytes) -> Signature:
         raise ImageError("there is more after the NULs that pad it.")
     if not data:
         raise ImageError("it is empty.")
+    if len(data) > _JSON_MOST:
+        raise ImageError(f"its JSON object has {len(data)} bytes; {_JSON_MOST} are possible.")
     try:
         found = parse_flat_json(data.decode("utf-8"))
     except UnicodeDecodeError:
@@ -266,9 +274,10 @@ def parse_signature(raw: bytes) -> Signature:
         raise ImageError("its 'signature' is no base64.") from None
     if not der[:1] == b"\x30" or len(der) > KEY_MOST:
         raise ImageError(f"its 'signature' ({len(der)} bytes) is no PKCS#7 message in DER.")
-    return Signature(
-        parse_root_hash(found["rootHash"]), der, found.get("certificateFingerprint", "").lower()
-    )
+    fingerprint = found.get("certificateFingerprint", "").lower()
+    if len(fingerprint) != 64 or not all(c in _HEX for c in fingerprint):
+        fingerprint = ""  # for people only: not worth a boot, nor any text on the console
+    return Signature(parse_root_hash(found["rootHash"]), der, fingerprint)
 
 
 # ── which partitions ──
@@ -331,24 +340,22 @@ def select(
             f"it has no data partition of type {types[0]}"
             + (f" with UUID {data_uuid}." if data_uuid else ".")
         )
-    signatures: list[tuple[Partition, Signature]] = []
+    signatures: list[Signature] = []
     damaged: ImageError | None = None
     for holder in [] if signed_elsewhere else holders:
         try:
-            signatures.append((holder, parse_signature(content(holder))))
+            signatures.append(parse_signature(content(holder)))
         except ImageError as e:
             damaged = damaged or ImageError(f"signature partition {holder.number}: {e.message}")
-    wanted = [root_hash] if root_hash else [s.root_hash for _, s in signatures]
+    wanted = [root_hash] if root_hash else [s.root_hash for s in signatures]
+    by_uuid = {p.uuid: p for p in data}, {p.uuid: p for p in hashes}  # gpt.parse: each is once
     complete: list[Chosen] = []
-    for value in wanted:
-        for one in data:
-            for other in hashes:
-                if one.uuid == value[:32] and other.uuid == value[-32:]:
-                    if signed_elsewhere:
-                        complete.append(Chosen(value, one, other, None))
-                    complete += [
-                        Chosen(value, one, other, s) for _, s in signatures if s.root_hash == value
-                    ]
+    for value in dict.fromkeys(wanted):
+        one, other = by_uuid[0].get(value[:32]), by_uuid[1].get(value[-32:])
+        if one is not None and other is not None:
+            if signed_elsewhere:
+                complete.append(Chosen(value, one, other, None))
+            complete += [Chosen(value, one, other, s) for s in signatures if s.root_hash == value]
     if len(complete) == 1:
         return complete[0]
     if complete:
@@ -368,10 +375,10 @@ def select(
             f"it is not signed: there is no signature partition of type {types[2]}.",
             hint="Build it with Verity=signature, or give the signature's file.",
         )
-    if root_hash and signatures and all(s.root_hash != root_hash for _, s in signatures):
+    if root_hash and signatures and all(s.root_hash != root_hash for s in signatures):
         raise ImageError(
             f"no signature partition is for the root hash {root_hash}; there are signatures for "
-            + ", ".join(s.root_hash for _, s in signatures)
+            + ", ".join(s.root_hash for s in signatures)
             + "."
         )
     value = wanted[0]

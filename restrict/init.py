@@ -84,10 +84,11 @@ def _certificates(found: list[tuple[str, bytes]]) -> str:
         return f"no keyring {keyring.DM_VERITY}: relying on the kernel's own keyrings"
     for path, der in found:
         keyring.add_certificate(der, ring.serial, source=path)
-    if found:
-        keyring.restrict_keyring(ring.serial)
-        return f"{len(found)} certificates in {keyring.DM_VERITY}, which is restricted now"
-    return f"{keyring.DM_VERITY} left as it is"
+    # Without a certificate, too: left open (keyring_unsealed=1) it would take one of root's later.
+    now = keyring.restrict_keyring(ring.serial)
+    return f"{len(found)} certificates in {keyring.DM_VERITY}, which " + (
+        "is restricted now" if now else "was restricted already"
+    )
 
 
 def command_line() -> str:
@@ -300,8 +301,8 @@ def boot(settings: InitConfig, say: Callable[[str], None], state: State) -> NoRe
     mounts.switch_root(_NEW_ROOT, moved=settings.move)
     keeping.after_switch(policy, say)
     step("exec")
-    if settings.events:
-        serve.spawn(policy)
+    if settings.events and serve.spawn(policy) is None:
+        say("nobody offers events: their reader could not be started")
     if keeping.name == "exec":
         handover.check_successor(settings.init[0])
     say(f"root switched, executing {settings.init[0]} after {time.monotonic() - started:.3f} s")

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from restrict import initramfs_elf, initramfs_python
 from restrict.errors import ConfigError, RestrictError
+from restrict.files import inside, replace
 from restrict.initramfs_cpio import Entry, archive
 from restrict.initramfs_launcher import launcher
 from restrict.initramfs_modules import Module
@@ -36,11 +37,12 @@ from restrict.initramfs_settings import Settings, modules_for, needs_certificate
 from restrict.policy import default_plan
 
 __all__ = [
-    "PREFIX", "Built", "Runtime", "beside", "build", "build_successor", "compress", "kind_of",
-    "runtime", "write", "write_tree",
+    "PREFIX", "Built", "Runtime", "build", "build_successor", "compress", "kind_of", "runtime",
+    "write", "write_tree",
 ]  # fmt: skip
 
 PREFIX = "restrict"
+_THEN = "/init"
 _SUFFIXES = {".cpio": "", ".xz": "xz", ".zst": "zstd", ".img": ""}
 
 _START = """\
@@ -207,7 +209,7 @@ def build(
     signature: str | Path | None = None,
     plan: str | Path | None = None,
     audit: bool = False,
-    then: str = "/init",
+    then: str = _THEN,
     python: str | Path | None = None,
     prefix: str = PREFIX,
     made: Runtime | None = None,
@@ -226,6 +228,11 @@ def build(
     """
     _plain_prefix(prefix)
     _plain_program(then)
+    if standalone and then != _THEN:
+        raise ConfigError(
+            f"a whole initramfs executes no {then}: the configuration's init is what follows.",
+            hint="Leave --then out, or --standalone.",
+        )
     settings = Settings(prefix)
     if configuration is not None:
         if audit:
@@ -267,6 +274,7 @@ def build(
 def build_successor(
     then: str = "/sbin/init",
     *,
+    events: bool = False,
     plan: str | Path | None = None,
     python: str | Path | None = None,
     prefix: str = "usr/lib/restrict",
@@ -275,7 +283,8 @@ def build_successor(
     """What goes onto the verified root: ``init=/PREFIX/init`` takes the policy over there, closes
     the trust in the initramfs and executes ``then``.
 
-    plan: must be that of the initramfs. Raises ConfigError and RestrictError.
+    events: leave a process that serves ``restrict events``. plan: must be that of the initramfs.
+    Raises ConfigError and RestrictError.
     """
     _plain_prefix(prefix)
     _plain_program(then)
@@ -283,7 +292,8 @@ def build_successor(
     settings.policy("plan", plan or default_plan("fsaccess"))
     settings.policy("pins_plan", default_plan("pins"))
     carried = made or runtime(python, prefix=prefix)
-    return _finish(settings.entries, [], {"init": ["resume", then]}, carried, prefix)
+    verb = ["resume", *(["--events"] if events else []), then]
+    return _finish(settings.entries, [], {"init": verb}, carried, prefix)
 
 
 def _finish(
@@ -347,45 +357,14 @@ def kind_of(path: str | Path) -> str:
     return _SUFFIXES[suffix]
 
 
-def beside(target: Path, data: bytes, mode: int) -> str:
-    """A new file in the folder of ``target``, on the disk, to be renamed to it; its path. The name
-    begins with a dot: generators pass over such files. Raises OSError; nothing is left then."""
-    fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-            os.fchmod(fd, mode)
-    except BaseException:
-        os.unlink(scratch)
-        raise
-    return scratch
-
-
 def write(path: str | Path, built: Built) -> int:
     """Write the image to a file, compressed as its name says (.cpio, .img, .xz, .zst).
 
-    The file is complete or not there. Gives its size in bytes. Raises RestrictError.
+    The file is complete or not there. Gives its size in bytes. Raises RestrictError, KernelError.
     """
     data = compress(built.data, kind_of(path))
-    try:
-        # An initramfs has no secrets, so the umask decides.
-        scratch = beside(Path(path), data, 0o666 & ~_umask())
-        try:
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except OSError as e:
-        raise RestrictError(f"the file cannot be written: {e.strerror}.", file=str(path)) from None
+    replace(path, data)  # an initramfs has no secrets, so the umask decides
     return len(data)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_tree(folder: str | Path, built: Built, prefix: str) -> int:
@@ -393,11 +372,12 @@ def write_tree(folder: str | Path, built: Built, prefix: str) -> int:
     of another generator, or of a root filesystem. Gives the bytes of all files.
 
     The folder /PREFIX is complete or not there; one that is there already is replaced only if an
-    image of ours is in it. Raises RestrictError.
+    image of ours is in it. Raises RestrictError, also where ``folder`` is not there, or a link in
+    it leads out of it.
     """
     if any(not entry.name.startswith(prefix + "/") for entry in built.entries):
         raise ConfigError("a whole initramfs is no part of another tree.", folder=str(folder))
-    target = Path(folder, prefix)
+    target = inside(folder, prefix)
     scratch = ""
     try:
         if target.is_symlink() or (target.exists() and not (target / "start.py").is_file()):

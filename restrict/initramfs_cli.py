@@ -83,8 +83,9 @@ def _successor(arguments: argparse.Namespace) -> int:
     from restrict import initramfs
 
     built = initramfs.build_successor(
-        arguments.then, plan=arguments.plan, python=arguments.python, prefix=arguments.prefix
-    )
+        arguments.then, events=arguments.events, plan=arguments.plan, python=arguments.python,
+        prefix=arguments.prefix,
+    )  # fmt: skip
     size = initramfs.write_tree(arguments.folder, built, arguments.prefix)
     _print(arguments, f"{arguments.folder}/{arguments.prefix}", size, built)
     return 0
@@ -171,6 +172,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     successor.add_argument("folder", metavar="DIR")
     successor.add_argument(
         "--then", default="/sbin/init", metavar="PROGRAM", help="what it executes (/sbin/init)"
+    )
+    successor.add_argument(
+        "--events", action="store_true", help="leave a process that serves `restrict events`"
     )
     _common(successor, "usr/lib/restrict")
 

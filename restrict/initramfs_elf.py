@@ -15,10 +15,10 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
+from pybpf.sys.files import read_file
 from restrict.errors import RestrictError
 
 __all__ = ["Binary", "libraries", "loadable", "read"]
@@ -78,8 +78,10 @@ def read(path: str | Path) -> Binary:
             return Binary(real, ELFFile(file))
     except OSError as e:
         raise RestrictError(f"the file cannot be read: {e.strerror}.", file=str(path)) from None
-    except (ELFError, KeyError, ValueError, AttributeError) as e:
-        raise RestrictError(f"it is not an ELF file: {e}.", file=str(path)) from None
+    except Exception as e:  # what pyelftools makes of a damaged file can be anything
+        raise RestrictError(
+            f"it is not an ELF file: {e or type(e).__name__}.", file=str(path)
+        ) from None
 
 
 def loadable(path: str | Path) -> bytes:
@@ -87,22 +89,21 @@ def loadable(path: str | Path) -> bytes:
     and the table of sections. Raises RestrictError.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_file(path)
     except OSError as e:
         raise RestrictError(f"the file cannot be read: {e.strerror}.", file=str(path)) from None
     if data[:6] != b"\x7fELF\x02\x01":
         raise RestrictError("it is not a little-endian 64-bit ELF file.", file=str(path))
-    phoff, shoff = struct.unpack_from("<QQ", data, 32)
-    size, count = struct.unpack_from("<HH", data, 54)
-    end = max(64, phoff + size * count)
     try:
+        phoff, shoff = struct.unpack_from("<QQ", data, 32)
+        size, count = struct.unpack_from("<HH", data, 54)
+        end = max(64, phoff + size * count)
         for index in range(count):
             offset, _vaddr, _paddr, length = struct.unpack_from(
                 "<4Q", data, phoff + index * size + 8
             )
             end = max(end, offset + length)
-    except struct.error:
+    except (struct.error, OverflowError):
         end = len(data) + 1
     if end > len(data):
         raise RestrictError("it is cut off: a segment reaches beyond its end.", file=str(path))

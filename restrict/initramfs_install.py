@@ -52,10 +52,11 @@ def install(generator: str, root: str | Path = "/") -> list[str]:
     """Install for ``generator`` below ``root``; gives the files that were written.
 
     Files of an earlier version are replaced; it is all of them, or none where one cannot be
-    written. Raises RestrictError for that, and where the generator is not installed.
+    written. Raises RestrictError for that, where a link leads out of ``root``, and where the
+    generator is not installed.
     """
-    # Not at the top: it needs pyelftools, and the parser of all commands imports this module.
-    from restrict.initramfs import beside
+    # Not at the top: the parser of all commands imports this module.
+    from restrict.files import beside, inside
 
     sign, files = GENERATORS[generator]
     top = Path(root)
@@ -65,7 +66,7 @@ def install(generator: str, root: str | Path = "/") -> list[str]:
             hint="Install its package, or name its tree with --root.",
             folder=str(root),
         )
-    found = [(top / name, _read(_folder() / source)) for source, name in files]
+    found = [(inside(top, name), _read(_folder() / source)) for source, name in files]
     scratch: list[str] = []
     target = top
     try:

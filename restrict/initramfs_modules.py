@@ -16,15 +16,17 @@ import subprocess
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from pybpf.sys.files import read_file
 from restrict.errors import ConfigError, RestrictError
 
 __all__ = ["Module", "Modules"]
 
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_MOST = 256 << 20  # bytes of a module without compression: with all debugging they have half of it
 
 
 def _name_of(file: str) -> str:
@@ -42,32 +44,55 @@ class Module:
         self.parameters = parameters
 
 
+def _inflate(decompressor: Any, data: bytes) -> bytes:
+    """What lzma or zlib make of it, up to one byte more than a module may have."""
+    out: bytes = decompressor.decompress(data, _MOST + 1)
+    if not decompressor.eof and len(out) <= _MOST:
+        raise EOFError("it is cut short")
+    return out
+
+
+def _zstd(path: Path) -> bytes:
+    with (
+        open(path, "rb") as file,
+        subprocess.Popen(
+            ["zstd", "-dcq"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out = process.stdout.read(_MOST + 1)
+        if len(out) > _MOST:
+            process.kill()
+        elif process.wait():
+            raise EOFError(process.stderr.read().decode("utf-8", "replace").strip())
+    return out
+
+
 def _decompress(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as e:
         raise RestrictError(f"the module cannot be read: {e.strerror}.", file=str(path)) from None
     try:
         if path.suffix == ".xz":
-            return lzma.decompress(data)
-        if path.suffix == ".gz":
-            return zlib.decompress(data, wbits=31)
-        if path.suffix == ".zst":
-            done = subprocess.run(["zstd", "-dcq"], input=data, capture_output=True)
-            if done.returncode:
-                raise RestrictError(
-                    f"zstd cannot decompress it: {done.stderr.decode('utf-8', 'replace').strip()}.",
-                    file=str(path),
-                )
-            return done.stdout
-    except FileNotFoundError:
+            data = _inflate(lzma.LZMADecompressor(), data)
+        elif path.suffix == ".gz":
+            data = _inflate(zlib.decompressobj(wbits=31), data)
+        elif path.suffix == ".zst":
+            data = _zstd(path)
+    except OSError:
         raise RestrictError(
             "the module is compressed with zstd, and there is no program zstd.",
             hint="Install the package zstd.",
             file=str(path),
         ) from None
-    except (lzma.LZMAError, zlib.error) as e:
+    except (lzma.LZMAError, zlib.error, EOFError) as e:
         raise RestrictError(f"the module cannot be decompressed: {e}.", file=str(path)) from None
+    if len(data) > _MOST:
+        raise RestrictError(
+            f"it has more than {_MOST >> 20} MB: no kernel module has.", file=str(path)
+        )
     return data
 
 
@@ -75,8 +100,10 @@ def _modinfo(data: bytes, path: Path) -> list[tuple[str, str]]:
     try:
         section = ELFFile(io.BytesIO(data)).get_section_by_name(".modinfo")
         raw: bytes = section.data() if section is not None else b""
-    except (ELFError, KeyError, ValueError, AttributeError) as e:
-        raise RestrictError(f"it is no kernel module: {e}.", file=str(path)) from None
+    except Exception as e:  # what pyelftools makes of a damaged file can be anything
+        raise RestrictError(
+            f"it is no kernel module: {e or type(e).__name__}.", file=str(path)
+        ) from None
     found = []
     for item in raw.split(b"\0"):
         key, equals, value = item.decode("utf-8", "replace").partition("=")
@@ -107,7 +134,7 @@ class Modules:
         for path in sorted(folder.rglob("*.ko*")):
             if path.name.endswith(_SUFFIXES) and path.is_file():
                 self._files.setdefault(_name_of(path.name), path)
-        self._builtin = {_name_of(line) for line in self._lines("modules.builtin")}
+        self._builtin = {_name_of(line) for line in self._lines("modules.builtin") if line}
         if not self._files and not self._builtin:
             raise RestrictError("no kernel module is in this folder.", folder=str(folder))
         self._depends: dict[str, list[str]] | None = None
@@ -122,7 +149,7 @@ class Modules:
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return (self.folder / name).read_text(encoding="utf-8").splitlines()
+            return read_file(self.folder / name).decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             return []
         except OSError as e:
@@ -182,6 +209,8 @@ class Modules:
         def visit(name: str) -> None:
             if name in order or name in open_:
                 return
+            if not (name.isascii() and name.replace("_", "").isalnum()):
+                raise ConfigError(f"{name!r} is no name of a kernel module.")
             if name not in self._files:
                 if name in self._builtin:
                     if parameters.get(name):

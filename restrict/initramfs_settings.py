@@ -55,7 +55,9 @@ def _der(data: bytes) -> bytes:
 def _lines(text: str) -> list[tuple[str, str, str]]:
     """(key, value, line as it is); key "" for blank lines and comments."""
     found = []
-    for raw in text.splitlines():
+    for raw in text.removesuffix("\n").split(
+        "\n"
+    ):  # as restrict.config, which reads the result, takes it apart
         line = raw.strip()
         key, equals, value = line.partition("=")
         if not line or line.startswith("#") or not equals:
@@ -63,6 +65,13 @@ def _lines(text: str) -> list[tuple[str, str, str]]:
         else:
             found.append((key.strip(), value.strip(), raw))
     return found
+
+
+def _one_line_each(lines: Sequence[str]) -> None:
+    """Refuse what would be more than one line of a configuration: the name of a folder, say."""
+    for line in lines:
+        if "\n" in line:
+            raise ConfigError(f"{line!r} is not one line of a configuration.")
 
 
 def _module_words(line: str) -> str:
@@ -186,6 +195,7 @@ class Settings:
                 named[key] = str(Path(given).resolve())
                 checked = [x for x in checked if x.partition("=")[0].strip() != key]
                 checked.append(f"{key} = {named[key]}")
+        _one_line_each(checked)
         # Judged by who reads it in the guest; the files are those of this machine meanwhile.
         found = config.parse("\n".join(checked), file=str(path))
         ownerless = "_cgroup" if found.keep == "ownerless" else ""
@@ -216,4 +226,5 @@ class Settings:
             place = f"{self.prefix}/modules/{module.name}.ko"
             self.entries.append(Entry.file(place, module.data))
             self.lines.append(f"module = /{place} {module.parameters}".rstrip())
+        _one_line_each(self.lines)
         return ("\n".join(self.lines) + "\n").encode()

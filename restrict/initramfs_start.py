@@ -4,7 +4,8 @@
     init            PID 1 of a whole initramfs: restrict.init boots the signed root
     first PROGRAM   PID 1 before another generator's: enforce, then execute PROGRAM (its /init)
     open            a child of that generator's: make the signed root's device, by /PREFIX/etc
-    resume PROGRAM  PID 1 on the verified root: close the trust window, execute PROGRAM
+    resume [--events] PROGRAM
+                    PID 1 on the verified root: close the trust window, execute PROGRAM
 
 ``first`` leaves /sys as it has mounted it (the policy's status is pinned in its bpffs) and takes
 /dev, /proc and /run away again: a generator mounts its own, and some of them take a refusal of
@@ -100,12 +101,12 @@ def _find_record() -> None:
         os.environ[handover.VARIABLE] = found[0]
 
 
-def take_over(then: list[str], plan: str, pins_plan: str) -> int:
+def take_over(then: list[str], plan: str, pins_plan: str, *, events: bool = False) -> int:
     """As ``restrict init --resume``, for a program that ``init=`` names and gives no arguments."""
     if not os.path.isdir("/proc/self/fd"):
         mounts.ensure("proc", "/proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
     _find_record()
-    return resume.resume(then, plan_path=plan, pins_plan=pins_plan)
+    return resume.resume(then, plan_path=plan, pins_plan=pins_plan, events=events)
 
 
 def command(prefix: str, words: list[str]) -> int:
@@ -121,7 +122,9 @@ def command(prefix: str, words: list[str]) -> int:
             "It is started by rdinit= on the kernel command line.",
         )
     if verb == "resume" and rest:
-        return take_over(rest, f"{prefix}/etc/fsaccess.plan", f"{prefix}/etc/pins.plan")
+        events = rest[0] == "--events"
+        plans = f"{prefix}/etc/fsaccess.plan", f"{prefix}/etc/pins.plan"
+        return take_over(rest[events:], *plans, events=events)
     if verb == "open" and not rest:
         try:
             open_root(path, lambda text: print(f"restrict: {text}", flush=True))
@@ -129,5 +132,5 @@ def command(prefix: str, words: list[str]) -> int:
             print(f"restrict: the signed root cannot be opened: {describe(e)}", file=sys.stderr)
             return 1
         return 0
-    print("usage: init | first PROGRAM … | open | resume PROGRAM …", file=sys.stderr)
+    print("usage: init | first PROGRAM … | open | resume [--events] PROGRAM …", file=sys.stderr)
     return 2

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 
 from pybpf.errors import PybpfError
+from restrict import abi
 from restrict.guard import is_alive
 from restrict.policy import default_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from restrict.status import Status
 
@@ -37,19 +38,25 @@ __all__ = [
 class State:
     """What a method may look at to tell what could remove the policy.
 
-    owner: its tgid (0: none). owner_alive: whether that very process is still there.
-    guarded: whether an armed pins policy covers the file system of the pins.
+    owner: its tgid (0: none). owner_alive: whether that very process is still there. deputy: the
+    same of one that is there. guardians: live owner and deputy of the armed pins policy that covers
+    the filesystem of the pins; None if there is no such policy.
     """
 
-    __slots__ = ("deputy", "guarded", "owner", "owner_alive")
+    __slots__ = ("deputy", "guardians", "owner", "owner_alive")
 
     def __init__(
-        self, owner: int, owner_alive: bool, *, deputy: int = 0, guarded: bool = False
+        self,
+        owner: int,
+        owner_alive: bool,
+        *,
+        deputy: int = 0,
+        guardians: Sequence[int] | None = None,
     ) -> None:
         self.owner = owner
         self.owner_alive = owner_alive
         self.deputy = deputy
-        self.guarded = guarded
+        self.guardians = guardians
 
     def owners(self) -> list[str]:
         """Sentences on the owner and its deputy, for methods that these can end."""
@@ -70,8 +77,8 @@ def _here() -> None:
 class Method:
     """One way of keeping.
 
-    name, number: of ``--keep`` and ``keep =``; of enum policy_keep. holds: what holds the links.
-    removers: what could end it before the next boot, one phrase each, by the State.
+    name, number: of ``--keep`` and ``keep =``; its place in abi.KEPT_BY. holds: what holds the
+    links. removers: what could end it before the next boot, one phrase each, by the State.
     where: the commands that offer it, "enable" and "init". refuses: why it cannot be used here and
     now; None if it can.
     """
@@ -81,7 +88,6 @@ class Method:
     def __init__(
         self,
         name: str,
-        number: int,
         holds: str,
         removers: Callable[[State], list[str]],
         *,
@@ -89,7 +95,7 @@ class Method:
         refuses: Callable[[], str | None] = _here,
     ) -> None:
         self.name = name
-        self.number = number
+        self.number = abi.KEPT_BY.index(name)
         self.holds = holds
         self.removers = removers
         self.where = where
@@ -108,9 +114,10 @@ def _pins_refuse() -> str | None:
 
 def _pins_removers(state: State) -> list[str]:
     found = state.owners()
-    if not state.guarded:
-        found.append("root, who can unlink the pins or unmount their filesystem")
-    return found
+    if state.guardians is None:
+        return [*found, "root, who can unlink the pins or unmount their filesystem"]
+    others = [pid for pid in state.guardians if pid not in (state.owner, state.deputy)]
+    return [*found, *(f"process {pid}, who owns the pins policy over it" for pid in others)]
 
 
 def _ownerless_refuse() -> str | None:
@@ -125,9 +132,8 @@ def _ownerless_refuse() -> str | None:
 
 
 def _process_removers(state: State) -> list[str]:
-    if state.owner == 1:
-        return ["PID 1, its owner, or a successor that closes fds it does not know"]
-    return [f"the end of process {state.owner}, which root can kill"]
+    # Its owner, unless it was enabled for another: who holds fds is told nowhere.
+    return [*state.owners(), "the end of the process that enabled it, which root can kill"]
 
 
 def _exec_removers(state: State) -> list[str]:
@@ -144,20 +150,21 @@ def _keeper_removers(state: State) -> list[str]:
 # Both of the first two can be ended by nobody. Pins come before ownerless because nothing of the
 # policy is missing there (restrict/BOOT.md has the three points) and an owner may upgrade it.
 METHODS = (
-    Method("pins", 2, "pins in a bpf filesystem", _pins_removers, refuses=_pins_refuse),
+    Method("pins", "pins in a bpf filesystem", _pins_removers, refuses=_pins_refuse),
     Method(
-        "ownerless", 3, "the root of the cgroup2 hierarchy, on which the programs themselves are",
+        "ownerless", "the root of the cgroup2 hierarchy, on which the programs themselves are",
         State.owners, refuses=_ownerless_refuse,
     ),
     Method(
-        "exec", 1, "file descriptors that PID 1 was executed with", _exec_removers,
+        "exec", "file descriptors that PID 1 was executed with", _exec_removers,
         where=("init",),
     ),
     Method(
-        "process", 0, "file descriptors of its owner", _process_removers, where=("enable",)
+        "process", "file descriptors of the process that enabled it", _process_removers,
+        where=("enable",),
     ),
     Method(
-        "keeper", 4, "file descriptors of a process that does nothing else", _keeper_removers,
+        "keeper", "file descriptors of a process that does nothing else", _keeper_removers,
         where=("init",),
     ),
 )  # fmt: skip
@@ -193,20 +200,24 @@ def describe(status: Status, path: str) -> dict[str, object]:
     """{method, holds, guarded, removers} of a policy whose status is at ``path``."""
     from restrict import pins_status
 
+    guardians: list[int] | None = None
     try:
-        guarded = pins_status.guarded(path)
+        pins = pins_status.guardian(path)
+        if pins is not None:
+            who = ((pins.owner, pins.owner_alive), (pins.deputy, pins.deputy_alive))
+            guardians = [pid for pid, alive in who if alive]
     except (PybpfError, OSError):  # what cannot be told is not relied on
-        guarded = False
+        pass
     found = by_number(status.kept)
     state = State(
         status.owner,
         is_alive(status.owner, status.owner_start_ticks),
         deputy=status.deputy if is_alive(status.deputy, status.deputy_start_ticks) else 0,
-        guarded=guarded,
+        guardians=guardians,
     )
     return {
         "method": found.name if found is not None else f"method {status.kept}",
         "holds": found.holds if found is not None else None,
-        "guarded": guarded,
+        "guarded": guardians is not None,
         "removers": found.removers(state) if found is not None else None,
     }

@@ -154,6 +154,13 @@ def way(settings: InitConfig, plan: Plan, *, segment: bool) -> tuple[str, str]:
             key="keep",
             hint="Before another generator pins, ownerless and exec keep the policy.",
         )
+    if segment and settings.events:
+        raise ConfigError(
+            "events = yes is for `restrict init` alone: a generator ends the processes that it did "
+            "not start.",
+            key="events",
+            hint="`restrict initramfs successor --events` has the program on the root offer them.",
+        )
     return name, why
 
 

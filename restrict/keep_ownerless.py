@@ -108,7 +108,10 @@ def enable(
         )
     except BaseException:
         for program, kind in attached:
-            prog_detach(program, cgroup, kind)
+            try:
+                prog_detach(program, cgroup, kind)
+            except KernelError:  # the first error is the one to be told; the others must go, too
+                continue
         raise
     finally:
         for program, _kind in attached:

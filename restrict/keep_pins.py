@@ -28,9 +28,9 @@ from pybpf.kernel.map import Map
 from restrict import fsaccess, keep, pins, pins_status, status
 from restrict.errors import KernelError, RestrictError, system_error
 from restrict.fsaccess import Policy
-from restrict.guard import COMMON, GLOBALS, Globals, is_alive, start_ticks
+from restrict.guard import COMMON, GLOBALS, Globals, is_alive, start_ticks, ticks_of
 from restrict.mounts import unmount
-from restrict.policy import pin_name, trusted_folder
+from restrict.policy import make_folder, pin_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,11 +165,8 @@ class Turn:
 
     def __enter__(self) -> Self:
         try:
-            os.makedirs(os.path.dirname(self._folder), 0o711, exist_ok=True)
-            try:
-                os.mkdir(self._folder, 0o700)
-            except FileExistsError:
-                trusted_folder(self._folder)
+            make_folder(os.path.dirname(self._folder), 0o711, above=True)
+            make_folder(self._folder, 0o700)
             self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -305,8 +302,10 @@ def appoint(pid: int | None, folder: str = FOLDER) -> None:
     """Give another process the owner's rights beside the owner (None: take them back), in the
     generations in force and in the pins policy over them.
 
-    Raises RestrictError if nothing is in force or this process is not the owner.
+    Raises RestrictError if nothing is in force, this process is not the owner, or there is no
+    process ``pid``.
     """
+    ticks = 0 if pid is None else ticks_of(pid)  # before anything is changed
     with Turn(folder):
         for generation in in_force(folder) or _nothing(folder):
             state = generation.status()
@@ -315,9 +314,8 @@ def appoint(pid: int | None, folder: str = FOLDER) -> None:
             with generation.globals() as values:
                 # While they are exchanged nobody is the deputy: tgid 0 fits no process.
                 values.set("deputy_tgid", 0)
-                if pid is not None:
-                    values.set("deputy_start_ticks", start_ticks(pid))
-                    values.set("deputy_tgid", pid)
+                values.set("deputy_start_ticks", ticks)
+                values.set("deputy_tgid", pid or 0)
         if pins_status.guarded(folder):
             guard = pins.open_pinned(os.path.dirname(folder))
             if guard is not None:

@@ -27,6 +27,7 @@ __all__ = [
 SPEC_PROCESS_KEYRING = -2
 _KEYCTL_UNLINK, _KEYCTL_RESTRICT_KEYRING = 9, 29
 DM_VERITY = ".dm-verity"
+_HEX = "0123456789abcdef"
 
 
 class Key:
@@ -43,11 +44,15 @@ class Key:
 
 
 def parse_keys(text: str) -> list[Key]:
-    """/proc/keys: serial flags usage timeout permissions uid gid type description: summary."""
+    """/proc/keys: serial flags usage timeout permissions uid gid type description: summary.
+
+    A description, which any user gives, is shown as it is, line breaks and all: what is no line of
+    the table is passed over, and one that looks like it may be a user's.
+    """
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         words = line.split(None, 8)
-        if len(words) < 8:
+        if len(words) < 8 or len(words[0]) != 8 or any(c not in _HEX for c in words[0]):
             continue
         # The type column is nine wide and may run into the description ("asymmetri Debian…"),
         # so a description may contain colons: the summary is after the last one.
@@ -109,19 +114,22 @@ def add_certificate(der: bytes, ring: int, *, source: str = "") -> int:
         ) from None
 
 
-def restrict_keyring(ring: int) -> None:
-    """Let nothing be added to the keyring any more (KEYCTL_RESTRICT_KEYRING, 4.12)."""
+def restrict_keyring(ring: int) -> bool:
+    """Let nothing be added to the keyring any more (KEYCTL_RESTRICT_KEYRING, 4.12); False: it was
+    so already."""
     try:
         keyctl(_KEYCTL_RESTRICT_KEYRING, ring, 0, 0)
     except KernelError as e:
         code = e.errno
+        if code == errno.EEXIST:
+            return False
         raise KernelError(
             f"the keyring cannot be restricted: {os.strerror(code)}.",
             errno=code,
             call="keyctl RESTRICT_KEYRING",
             keyring=ring,
-            hint="It is restricted already." if code == errno.EEXIST else None,
         ) from None
+    return True
 
 
 def add_user_key(description: str, payload: bytes, ring: int = SPEC_PROCESS_KEYRING) -> int:

@@ -92,7 +92,7 @@ def _unescape(text: str) -> str:
 def parse_mountinfo(text: str) -> list[Mount]:
     """The mounts in the order of the file (later ones cover earlier ones)."""
     found = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n"):  # names may have all that splitlines() ends
         left, separator, right = line.partition(" - ")
         words = left.split(" ")
         tail = right.split(" ")
@@ -203,7 +203,8 @@ def check_new_root(new_root: str, moved: tuple[str, ...] = _MOVED) -> None:
         raise RestrictError("the new root is not a mount point.", mount=new_root)
     for path in moved:
         on = any(m.target == path for m in table)
-        if on and not os.path.isdir(new_root + path):
+        # A link would lead the mount to another place, of the initramfs perhaps.
+        if on and (os.path.islink(new_root + path) or not os.path.isdir(new_root + path)):
             raise RestrictError(
                 f"the new root has no directory {path}, so {path} cannot be moved there.",
                 mount=new_root,
@@ -246,8 +247,13 @@ def usr_root(root: str, *, links: bool = False) -> None:
     """Make what is missing of a root directory that has its programs in /usr.
 
     links: make the links into /usr too, once it is mounted (those whose target is there).
-    Raises KernelError; a read-only root that has everything is fine.
+    Raises KernelError; RestrictError where /usr is a link, which would lead the verified /usr to
+    another place (nobody has signed this root). A read-only root that has everything is fine.
     """
+    if os.path.islink(f"{root}/usr"):
+        raise RestrictError(
+            "its /usr is a symbolic link.", mount=root, hint="Make it an empty directory."
+        )
     try:
         for name, mode in () if links else _USR_FOLDERS:
             if not os.path.isdir(f"{root}/{name}"):

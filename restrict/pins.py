@@ -22,7 +22,7 @@ import struct
 from pybpf.errors import PybpfError
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
-from restrict.abi import PINS_FILESYSTEM, PINS_KINDS, kernel_dev
+from restrict.abi import KEPT_BY, PINS_FILESYSTEM, PINS_KINDS, kernel_dev
 from restrict.errors import KernelError, RestrictError, system_error
 from restrict.guard import COMMON, Globals, offsets_of, ticks_of
 from restrict.mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, mounts, unmount
@@ -46,7 +46,6 @@ LABEL = "security.bpf.restrict"  # extended attribute of a guarded filesystem's 
 MOST_FILESYSTEMS = 4
 STATUS, SYSCTL = "pins_status", "pins_sysctl"
 _GUARD, STATUS_PIN = "guard", "pins"
-_KEPT_BY_PINS = 2  # enum policy_keep
 _MAPS = ("pins_ids", "counters", "events", ".bss")
 _GLOBALS = {**COMMON, "learn": 4, "strict": 4}
 
@@ -408,7 +407,7 @@ def install(
         with result.globals() as values:
             values.set("audit", int(audit))
             values.set("strict", int(strict))
-            values.set("kept", _KEPT_BY_PINS)
+            values.set("kept", KEPT_BY.index("pins"))
             values.set("armed", 1)
             # Last: from here on this process may be a stranger.
             values.set("owner_tgid", 0)

@@ -6,23 +6,26 @@ from __future__ import annotations
 import os
 
 from restrict.abi import PINS_KINDS
+from restrict.errors import printable
 from restrict.mounts import mounts
 from restrict.pins import FOLDER, STATUS_PIN
 from restrict.policy_status import PolicyStatus, device_number
 
-__all__ = ["PinsStatus", "guarded", "read"]
+__all__ = ["PinsStatus", "guarded", "guardian", "read"]
 
 
 class PinsStatus(PolicyStatus):
     """filesystems: user space's device numbers of what is guarded. registered: {kind: ids} that
-    the owner had registered, sorted.
+    the owner had registered, sorted. strict: lazy unmounts are refused to others, of whatever
+    filesystem.
     """
 
-    __slots__ = ("filesystems", "registered")
+    __slots__ = ("filesystems", "registered", "strict")
     POLICY = "pins"
 
     def __init__(self, text: str) -> None:
         self.filesystems: list[int] = []
+        self.strict = False
         self.registered: dict[str, list[int]] = {kind: [] for kind in PINS_KINDS}
         super().__init__(text)
         for idents in self.registered.values():
@@ -30,7 +33,9 @@ class PinsStatus(PolicyStatus):
 
     def line(self, words: list[str]) -> None:
         """Take one line of bpf/pins/status.h."""
-        if words[0] == "filesystem":
+        if words[0] == "strict":
+            self.strict = words[1] == "1"
+        elif words[0] == "filesystem":
             self.filesystems.append(device_number(words[1]))
         elif words[0].startswith("registered_"):
             self.registered[words[0].removeprefix("registered_")].append(int(words[1]))
@@ -45,6 +50,7 @@ class PinsStatus(PolicyStatus):
                 for dev, places in self.places().items()
             ],
             "registered": self.registered,
+            "strict": self.strict,
         }
 
     def places(self) -> dict[int, list[str]]:
@@ -56,8 +62,10 @@ class PinsStatus(PolicyStatus):
         """The report for people."""
         lines = [self.heading(), *self.owner_lines()]
         for dev, places in self.places().items():
-            where = ", ".join(places) or "not mounted here"
+            where = ", ".join(map(printable, places)) or "not mounted here"
             lines.append(f"guards {os.major(dev)}:{os.minor(dev)}: {where}")
+        if self.strict:
+            lines.append("strict: nobody else unmounts lazily where that can spread to these")
         lines.append(
             "registered: " + ", ".join(f"{len(v)} {k}s" for k, v in self.registered.items())
         )
@@ -69,13 +77,15 @@ def read(path: str = FOLDER) -> PinsStatus | None:
     return PinsStatus.at(f"{path}/{STATUS_PIN}")
 
 
-def guarded(path: str, *, folder: str = FOLDER) -> bool:
-    """Whether ``path`` is on a filesystem that an armed, denying pins policy guards. Raises
-    RestrictError, and OSError where ``path`` cannot be looked at."""
+def guardian(path: str, *, folder: str = FOLDER) -> PinsStatus | None:
+    """The armed, denying pins policy that guards the filesystem that ``path`` is on; None if there
+    is none. Raises RestrictError, and OSError where ``path`` cannot be looked at."""
     found = read(folder)
-    return (
-        found is not None
-        and found.in_force
-        and not found.audit
-        and os.stat(path).st_dev in found.filesystems
-    )
+    if found is None or not found.in_force or found.audit:
+        return None
+    return found if os.stat(path).st_dev in found.filesystems else None
+
+
+def guarded(path: str, *, folder: str = FOLDER) -> bool:
+    """Whether there is a ``guardian``. Raises what that does."""
+    return guardian(path, folder=folder) is not None

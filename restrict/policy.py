@@ -25,6 +25,7 @@ __all__ = [
     "attach_sysctl",
     "default_plan",
     "load_plan",
+    "make_folder",
     "pin_name",
     "pin_status",
     "read_status",
@@ -77,14 +78,28 @@ def pin_name(name: str) -> str:
     return name.lstrip(".").replace(".", "_")
 
 
-def trusted_folder(folder: str) -> None:
+def trusted_folder(folder: str, *, above: bool = False) -> None:
     """Refuse a directory in which somebody else may put files: bpffs lets everybody make one,
-    and a symbolic link there would show another status. Raises RestrictError, OSError."""
+    and a symbolic link there would show another status. Raises RestrictError, OSError.
+
+    above: of a directory that only has such a one in it, it is enough that nobody else can move
+    that away (the root of a bpffs is sticky).
+    """
     info = os.lstat(folder)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
+    others = info.st_mode & 0o022 and not (above and info.st_mode & stat.S_ISVTX)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or others:
         raise RestrictError(
             "it is no directory that root alone can write to.", path=folder, hint="Remove it."
         )
+
+
+def make_folder(path: str, mode: int, *, above: bool = False) -> None:
+    """Make a directory of pins, or see that the one that is there is a ``trusted_folder``. Raises
+    RestrictError, OSError."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        trusted_folder(path, above=above)
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -111,11 +126,7 @@ def pin_status(obj: Object, name: str, path: str) -> Link:
     read it. Raises KernelError, RestrictError."""
     link = Link(bpf.link_create(obj.programs[name].fileno(), 0, abi.BPF_TRACE_ITER), name)
     try:
-        folder = os.path.dirname(path)
-        try:
-            os.mkdir(folder, 0o711)
-        except FileExistsError:
-            trusted_folder(folder)
+        make_folder(os.path.dirname(path), 0o711)
         # A pin of an earlier owner that is gone shows a policy that is no longer attached.
         if os.path.lexists(path):
             os.unlink(path)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 
+from pybpf.sys import abi as bpf_abi
+from restrict.abi import KEPT_BY
 from restrict.errors import KernelError, RestrictError
 from restrict.guard import is_alive
 from restrict.policy import read_status
@@ -47,8 +49,9 @@ class PolicyStatus:
     """The state that the text of a status iterator tells. Raises RestrictError for a line out of
     form, or a text without what this policy always says.
 
-    attached: whether all links that the guard names exist; False after an owner died without
-    removing its pin, None where listing links is not allowed (it needs CAP_SYS_ADMIN).
+    attached: whether all links that the guard names exist (its programs, where they are attached
+    without a link); False after an owner died without removing its pin, None where listing them is
+    not allowed (it needs CAP_SYS_ADMIN).
     guard: {"map", "program", "link": ids}. counters: {operation: {"allowed", …: number}}.
     """
 
@@ -123,9 +126,12 @@ class PolicyStatus:
             found = cls(text)
         except RestrictError as e:
             raise e.at(file=path) from None
-        links = found.guard["link"]
+        links, programs = found.guard["link"], found.guard["program"]
         try:
-            found.attached = bool(links) and len(existing(links)) == len(links)
+            found.attached = bool(links) and existing(links) == links
+            if found.kept == KEPT_BY.index("ownerless"):
+                # Its one link is that of the status, which whoever reads this has seen.
+                found.attached &= existing(programs, bpf_abi.BPF_PROG_GET_NEXT_ID) == programs
         except KernelError:
             found.attached = None
         return found

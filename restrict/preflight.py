@@ -11,7 +11,7 @@ import errno
 import os
 
 from pybpf.errors import PybpfError
-from restrict.errors import PreflightError
+from restrict.errors import PreflightError, printable
 from restrict.keyring import DM_VERITY, find_keyring
 from restrict.mounts import mounts
 
@@ -319,9 +319,7 @@ def _ftrace() -> Finding:
 def _lockdown() -> Finding:
     text = _read("/sys/kernel/security/lockdown")
     if text is None:
-        return Finding(
-            "lockdown", None, "the lockdown module is not active.", required=False
-        )
+        return Finding("lockdown", None, "the lockdown module is not active.", required=False)
     mode = text.partition("[")[2].partition("]")[0] or text
     return Finding("lockdown", True, f"lockdown is {mode}.", required=False)
 
@@ -331,12 +329,16 @@ def _keyring() -> Finding:
         ring = find_keyring()
     except PybpfError as e:
         return Finding("verity-keyring", None, str(e), required=False)
+    message = f"there is no keyring {DM_VERITY}."
+    if ring is not None:
+        message = f"the keyring {DM_VERITY} is there ({printable(ring.payload)})."
+        # Whether somebody has restricted it since, the kernel does not tell.
+        if _read("/sys/module/dm_verity/parameters/keyring_unsealed") == "Y":
+            message += " It was left open, and takes certificates until it is restricted."
     return Finding(
         "verity-keyring",
         ring is not None,
-        f"the keyring {DM_VERITY} is there ({ring.payload})."
-        if ring is not None
-        else f"there is no keyring {DM_VERITY}.",
+        message,
         "Before 7.0 the certificate must be in the platform (UEFI db), secondary or built-in "
         "keyring.",
         required=False,

@@ -59,14 +59,18 @@ def _close_window(policy: Policy, what: str, say: Callable[[str], None]) -> None
     say(f"took over {what}" + (f"; initramfs {number} was still trusted" if before else ""))
 
 
+def _offer(policy: Policy, events: bool, say: Callable[[str], None]) -> None:
+    if events and serve.spawn(policy) is None:
+        say("nobody offers events: their reader could not be started")
+
+
 def _hand_on(
     policy: Policy, words: list[str], events: bool, say: Callable[[str], None]
 ) -> NoReturn:
     """Execute the program with the descriptors that were handed over."""
     _close_window(policy, f"{len(policy.links)} programs", say)
     handover.check_successor(words[0])
-    if events:
-        serve.spawn(policy)
+    _offer(policy, events, say)
     environment, record = handover.hand_over(policy)
     try:
         handover.execute(words, environment)
@@ -89,8 +93,7 @@ def _leave(words: list[str], events: bool, pins_plan: str, say: Callable[[str], 
         say(f"the policy is kept by {way} and belongs to nobody")
         handover.execute(words)
     _close_window(policy, f"the policy kept by {way}", say)
-    if events:
-        serve.spawn(policy)
+    _offer(policy, events, say)
     if way == "pins" and not pins_status.guarded(keep_pins.FOLDER):
         if os.path.exists(pins_plan):
             with policy.globals() as values:

@@ -224,8 +224,16 @@ def spawn(policy: Policy, path: str = SOCKET) -> int | None:
     hold of the child gets none of them, and it lets go of the terminal or pipes of its parent.
     Events are what it could forge.
     """
-    ready, tell = os.pipe()
-    pid = os.fork()
+    try:
+        ready, tell = os.pipe()
+    except OSError:  # the policy is in force, and that is what counts
+        return None
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(tell)
+        os.close(ready)
+        return None
     if pid:
         os.close(tell)
         word = os.read(ready, 1)
@@ -305,7 +313,7 @@ class _Source:
         data = self.socket.recv(4096)
         if not data or data == b"live":
             return bool(data) and follow
-        if data[:5] == b"lost " and len(data) < abi.EVENT.size:
+        if data[:5] == b"lost " and data[5:].isdigit() and len(data) < abi.EVENT.size:
             return consume(int(data[5:]))
         return consume(data)
 

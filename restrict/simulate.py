@@ -18,7 +18,7 @@ import stat
 
 from pybpf.errors import PybpfError
 from restrict import abi
-from restrict.errors import ConfigError
+from restrict.errors import ConfigError, printable
 from restrict.mounts import Mount, mounts
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class Mapping:
 def parse_maps(text: str) -> list[Mapping]:
     """The executable mappings of /proc/PID/maps, without the kernel's own (vdso)."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a file's name may have all else that splitlines() ends at
         words = line.split(None, 5)
         if len(words) < 5 or "x" not in words[1]:
             continue
@@ -306,7 +306,7 @@ def text(result: Simulation) -> str:
     ]
     for denial in result.denials:
         place = (
-            f"{denial.fstype} {denial.target or '(not mounted)'} "
+            f"{denial.fstype} {printable(denial.target) or '(not mounted)'} "
             f"({os.major(denial.dev)}:{os.minor(denial.dev)})"
             if denial.fstype
             else "memory"
@@ -316,14 +316,12 @@ def text(result: Simulation) -> str:
             f"{len(denial.processes)} processes, {place}"
         )
         for example in denial.examples[:5]:
-            lines.append(f"    {example}")
+            lines.append(f"    {printable(example)}")
         if len(denial.examples) > 5:
             lines.append(f"    … and {len(denial.examples) - 5} more files")
-        names = sorted(set(denial.processes.values()))
+        names = sorted(map(printable, set(denial.processes.values())))
         lines.append(f"    in {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
     if not result.denials:
         lines.append("nothing that runs now would be denied")
     lines += [f"not looked at: {what}" for what in result.unknown]
     return "\n".join(lines)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from restrict.errors import KernelError
+from restrict.errors import KernelError, printable
 from restrict.fsaccess import PIN
 from restrict.policy_status import PolicyStatus, device_number, pairs
 from restrict.seccomp import report
@@ -23,18 +23,20 @@ class TrustedDevice:
     """A dm-verity device that the policy knows. dev: user space's number.
 
     signed: trusted. lenient: its table has options under which a valid signature says nothing of
-    what is read (ignore_corruption, check_at_most_once), so it is not trusted.
+    what is read (ignore_corruption, check_at_most_once), so it is not trusted. held: another table
+    was refused, and no resume succeeds until its own is back.
     """
 
     __slots__ = (
-        "algorithm", "changed", "dev", "first_seen", "lenient", "mounts", "name", "root_hash",
-        "signed",
+        "algorithm", "changed", "dev", "first_seen", "held", "lenient", "mounts", "name",
+        "root_hash", "signed",
     )  # fmt: skip
 
     def __init__(self, dev: int, signed: bool) -> None:
         self.dev = dev
         self.signed = signed
         self.lenient = False
+        self.held = False
         self.first_seen = 0
         self.changed = 0
         self.algorithm: str | None = None
@@ -52,6 +54,7 @@ class TrustedDevice:
             "name": self.name,
             "signed": self.signed,
             "lenient": self.lenient,
+            "held": self.held,
             "algorithm": self.algorithm,
             "root_hash": self.root_hash,
             "first_seen": self.first_seen / 1e9,
@@ -62,11 +65,16 @@ class TrustedDevice:
     def text(self) -> str:
         """One line for people."""
         return (
-            f"{self.number} {self.name or '?'}: "
+            f"{self.number} {printable(self.name or '?')}: "
             f"{'signed' if self.signed else 'NOT trusted'}"
-            f"{' (lenient table)' if self.lenient else ''}, "
+            f"{' (lenient table)' if self.lenient else ''}"
+            f"{' (held: suspended until its own table is back)' if self.held else ''}, "
             f"{self.algorithm or 'root hash'} {self.root_hash or 'unknown'}, "
-            + (f"mounted on {', '.join(self.mounts)}" if self.mounts else "not mounted here")
+            + (
+                f"mounted on {', '.join(map(printable, self.mounts))}"
+                if self.mounts
+                else "not mounted here"
+            )
         )
 
 
@@ -104,6 +112,7 @@ class Status(PolicyStatus):
             values = pairs(words[2:])
             device = TrustedDevice(device_number(words[1]), values.get("signed") == "1")
             device.lenient = values.get("lenient") == "1"
+            device.held = values.get("held") == "1"
             device.first_seen = int(values.get("first_seen", "0"))
             device.changed = int(values.get("changed", "0"))
             device.algorithm = values.get("algorithm")

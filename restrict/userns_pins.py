@@ -25,7 +25,7 @@ from pybpf.kernel.map import Map
 from pybpf.kernel.program import Program
 from restrict.errors import KernelError, RestrictError, system_error
 from restrict.guard import Globals, offsets_of, ticks_of
-from restrict.policy import load_plan, trusted_folder
+from restrict.policy import load_plan, make_folder
 from restrict.release import wait_released
 from restrict.userns import GLOBALS, Userns
 
@@ -75,15 +75,12 @@ def _lock(pins: str) -> int:
 
 def _make_folders(pins: str) -> None:
     """Make the directories of the pins; nobody but root may write to any of them."""
-    for path, mode in ((pins, 0o711), (f"{pins}/maps", 0o700), (f"{pins}/programs", 0o700)):
+    above = os.path.dirname(pins)
+    for path, mode in (
+        (above, 0o711), (pins, 0o711), (f"{pins}/maps", 0o700), (f"{pins}/programs", 0o700),
+    ):  # fmt: skip
         try:
-            if path == pins:
-                os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
-            try:
-                os.mkdir(path, mode)
-            except FileExistsError:
-                pass
-            trusted_folder(path)
+            make_folder(path, mode, above=path == above)
         except OSError as error:
             hint = "Mount bpffs: mount -t bpf bpf /sys/fs/bpf."
             if error.errno == errno.EPERM and os.path.ismount(os.path.dirname(pins)):

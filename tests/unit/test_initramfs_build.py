@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pybpf.errors import PybpfError
 from restrict import bundle, initramfs
 from restrict.errors import ConfigError, RestrictError
 from restrict.initramfs_cpio import Entry, archive
@@ -421,9 +422,9 @@ def test_an_old_file_stays_when_writing_fails(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RestrictError, match="cannot be written: No space left"):
+    with pytest.raises(PybpfError, match="cannot be written: No space left"):
         initramfs.write(target, built)
     assert target.read_bytes() == b"old"
     assert sorted(folder.iterdir()) == before
-    with pytest.raises(RestrictError, match="No such file"):
+    with pytest.raises(PybpfError, match="No such file"):
         initramfs.write(folder / "nowhere/image.cpio", built)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pybpf.errors import PybpfError
-from restrict import config, enable_cli, handover, keep, keep_init, keep_pins, status
+from restrict import abi, config, enable_cli, handover, keep, keep_init, keep_pins, status
 from restrict.errors import ConfigError, RestrictError
 from restrict.guard import is_alive, start_ticks
 from restrict.keep import METHODS, State, by_number, method
@@ -26,7 +26,8 @@ def test_numbers_are_those_of_the_header() -> None:
         name.lower(): int(number)
         for name, number in re.findall(r"POLICY_KEPT(?:_BY)?_(\w+) = (\d+)", text)
     }
-    assert {found.name: found.number for found in METHODS}.items() <= numbers.items()
+    assert {name: number for number, name in enumerate(abi.KEPT_BY)} == numbers
+    assert {found.name for found in METHODS} == set(abi.KEPT_BY)
 
 
 def test_methods_are_told_by_name_and_number() -> None:
@@ -47,12 +48,16 @@ def test_what_could_end_it() -> None:
     pins, process = method("pins"), method("process")
     gone, here = State(77, False), State(77, True)
     assert any("unlink" in word for word in pins.removers(gone))
-    assert pins.removers(State(77, False, guarded=True)) == []
-    assert pins.removers(State(77, True, guarded=True)) == ["process 77, its owner"]
-    assert pins.removers(State(1, True, guarded=True, deputy=8)) == [
+    assert pins.removers(State(77, False, guardians=[])) == []
+    assert pins.removers(State(77, True, guardians=[77])) == ["process 77, its owner"]
+    assert pins.removers(State(1, True, guardians=[1, 9], deputy=8)) == [
         "PID 1, its owner", "process 8, the owner's deputy",
+        "process 9, who owns the pins policy over it",
     ]  # fmt: skip
+    # Who enabled it for another process is not known: it is never said to be that one.
     assert "process 77" in process.removers(here)[0]
+    for state in (gone, here, State(1, True)):
+        assert process.removers(state)[-1].startswith("the end of the process that enabled it")
 
 
 def test_a_process_is_told_from_a_later_one_of_its_number() -> None:
@@ -137,6 +142,14 @@ def test_the_way_that_init_takes(init: str, keep: str, plan: str, segment: bool,
     assert (f"keep = auto: {name}, " in " ".join(said)) == (not keep)
     guarded = name == "pins" and not segment  # the successor brings the guard of a segment's pins
     assert (found.guard is not None) == guarded
+
+
+def test_a_generator_would_end_the_reader_of_events() -> None:
+    plan = load_plan(default_plan("fsaccess"))
+    settings = config.parse("init = /sbin/init\nevents = yes")
+    assert keep_init.way(settings, plan, segment=False)[0] == "pins"
+    with pytest.raises(ConfigError, match="successor --events"):
+        keep_init.way(settings, plan, segment=True)
 
 
 def _settings(init: str, keep: str, pins_plan: str = "") -> config.InitConfig:
