@@ -347,6 +347,9 @@ def _compare_verdicts(path: Path, target: Target, golden: dict[str, Any], report
     for program in verify(spec, target)["programs"]:
         report.verdicts += 1
         name, error = program["name"], -(program["errno"] or 0)
+        if name not in theirs:
+            yield "verdict", f"{name}: not in the corpus", None
+            continue
         if error != theirs[name]["err"]:
             reason = None
             if error == 0 and "failed to initialize slot" in theirs[name]["log"]:

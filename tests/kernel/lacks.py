@@ -110,6 +110,7 @@ _LACKS: dict[str, Callable[[], str | None]] = {
     "insn_array": lambda: enumerator("bpf_map_type", "BPF_MAP_TYPE_INSN_ARRAY"),
     "exclusive maps": lambda: member("bpf_map", "excl_prog_sha"),
     "lirc": lambda: function("lirc_prog_attach"),  # CONFIG_BPF_LIRC_MODE2
+    "seg6local": lambda: function("bpf_lwt_seg6_action"),  # CONFIG_IPV6_SEG6_BPF
     "kfuncs of cpumasks": lambda: function("bpf_cpumask_create"),
 }  # fmt: skip
 

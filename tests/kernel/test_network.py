@@ -45,6 +45,8 @@ def ip(*words: str) -> None:
 
 
 CLONE_NEWNET = 0x40000000
+PEER = "02:00:00:00:00:01"
+SEGMENT_ROUTING = 4  # IPV6_SRCRT_TYPE_4
 
 
 def _libc(name: str, *arguments: int) -> None:
@@ -143,6 +145,26 @@ def test_a_route(program: str, hook: str, namespace: None, bpffs: Path, prefix: 
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.bind(("127.0.0.1", 0))
             sender.sendto(b"x", ("10.77.0.1", 9))
+        assert settle(lambda: obj.vars["arrived"] >= 1, 10)
+
+
+def test_a_segment(namespace: None, bpffs: Path, prefix: str) -> None:
+    """``ip route … encap seg6local action End.BPF``: a packet that is routed by its segments."""
+    need("seg6local")
+    pin, segment, last = bpffs / "program", "fd00:77::1", "fd00:77::2"
+    with load("route_segment") as obj:
+        obj.programs["route_segment"].pin(str(pin))
+        ip("-6", "route", "add", f"{segment}/128", "encap", "seg6local", "action", "End.BPF",
+           "endpoint", "pinned", str(pin), "dev", "a0")  # fmt: skip
+        ip("-6", "addr", "add", f"{last}/128", "dev", "a0", "nodad")
+        ip("link", "set", "a1", "address", PEER)
+        ip("-6", "neigh", "add", segment, "lladdr", PEER, "dev", "a0")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            # RFC 8754: the last segment comes first, and the kernel fills it in.
+            header = bytes((0, 4, SEGMENT_ROUTING, 1, 1, 0, 0, 0)) + bytes(16)
+            header += socket.inet_pton(socket.AF_INET6, segment)
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RTHDR, header)
+            sender.sendto(b"x", (last, 9))
         assert settle(lambda: obj.vars["arrived"] >= 1, 10)
 
 
