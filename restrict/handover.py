@@ -166,6 +166,13 @@ def _number(text: str, what: str) -> int:
     return int(text)
 
 
+def _descriptor(text: str, what: str) -> int:
+    fd = _number(text, what)
+    if fd >= 1 << 31:  # no C int
+        _refuse(f"the record's {what} {text!r} is no file descriptor")
+    return fd
+
+
 def _read(fd: int) -> str:
     """The record; it must be a sealed memfd, so that nobody changes it while it is read."""
     try:
@@ -207,7 +214,7 @@ class _Record:
             _refuse("the record does not place every global")
 
     def _fd(self, text: str) -> int:
-        fd = _number(text, "file descriptor")
+        fd = _descriptor(text, "file descriptor")
         if fd in self.fds:
             _refuse(f"the record names file descriptor {fd} twice")
         self.fds.add(fd)
@@ -381,9 +388,9 @@ def adopt(
     text = env.get(VARIABLE)
     if text is None:
         return None
-    fd = _number(text, "number in " + VARIABLE)
-    record = _Record(_read(fd))
+    fd = _descriptor(text, "number in " + VARIABLE)
     try:
+        record = _Record(_read(fd))
         _validate(record, plan)
         bss_fd, _, bss_size = record.maps[".bss"]
         policy = Policy(
@@ -398,7 +405,7 @@ def adopt(
     except HandoverError:
         raise
     except (PybpfError, OSError) as e:
-        _refuse(f"the kernel does not confirm it: {e}")
+        _refuse(f"it is not what was handed over: {e}")
     try:
         _check_guard(policy, record)
     except BaseException:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 from pathlib import Path
 
@@ -133,8 +135,6 @@ def test_event_fields_are_those_of_the_header() -> None:
 
 
 def test_device_numbers() -> None:
-    import os
-
     assert abi.kernel_dev(os.makedev(254, 3)) == 254 << 20 | 3
     assert abi.st_dev(abi.kernel_dev(os.makedev(7, 300))) == os.makedev(7, 300)
 
@@ -199,19 +199,34 @@ def test_records_out_of_form_are_refused(old: str, new: str, message: str) -> No
         handover._Record(RECORD.replace(old, new))
 
 
+def test_damaged_records_are_refused_whole() -> None:
+    """Whatever is in it: the one error that says that all stays in force."""
+    source = random.Random(3)
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(1500):
+        text = list(RECORD)
+        for _ in range(source.choice((1, 2, 5))):
+            text[source.randrange(len(text))] = source.choice("0123456789 \n-abcdef.")
+        fd = handover._memfd("".join(text).encode())
+        try:
+            with pytest.raises(HandoverError, match="stays open"):
+                handover.adopt({handover.VARIABLE: str(fd)})
+        finally:
+            os.close(fd)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_nothing_handed_over_is_none() -> None:
     assert handover.adopt({}) is None
 
 
-@pytest.mark.parametrize("value", ["", "x", "-1", "99999", "3.0"])
+@pytest.mark.parametrize("value", ["", "x", "-1", "99999", "3.0", "2147483648", "9999999999"])
 def test_a_foreign_variable_is_refused(value: str) -> None:
     with pytest.raises(HandoverError):
         handover.adopt({handover.VARIABLE: value})
 
 
 def test_an_unsealed_record_is_refused() -> None:
-    import os
-
     fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
     try:
         os.write(fd, RECORD.encode())
@@ -223,8 +238,6 @@ def test_an_unsealed_record_is_refused() -> None:
 
 
 def test_fds_that_are_no_bpf_objects_are_refused() -> None:
-    import os
-
     pipes = [fd for _ in range(2) for fd in os.pipe()]
     text = RECORD
     for old, new in zip((" 5 11", " 6 12", " 7 21", " 8 22"), pipes, strict=True):
