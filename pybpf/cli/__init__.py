@@ -83,6 +83,8 @@ def _parser(
     import argparse
     from importlib import import_module
 
+    from pybpf.cli import quick
+
     class Help(argparse.HelpFormatter):
         def __init__(self, prog: str) -> None:
             # Without a width argparse imports shutil, 3 ms, also where no help is printed.
@@ -105,6 +107,8 @@ def _parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=Help
         )
         if name in arguments[:1]:
+            if where not in ("run", "live", "features"):  # those read objects seldom, if at all
+                quick.import_pyelftools()
             module = import_module(f"pybpf.cli.{where}")
             declare = getattr(module, f"add_{name}" if where == "live" else "add")
             declare(sub)
@@ -171,30 +175,6 @@ def _without(missing: ModuleNotFoundError, command: str) -> int:
     return 1
 
 
-class _WhenUsed:
-    """Modules that are imported for what happens seldom: each is loaded when it is first used.
-
-    pyelftools' import of these, for its debugger and for printing, is a quarter of the time from
-    an object to its programs in the kernel. importlib's LazyLoader gives the modules themselves,
-    whoever imports them; only their loading waits.
-    """
-
-    names = frozenset(("dataclasses", "inspect", "pathlib", "pdb", "traceback"))
-
-    @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> Any:
-        """The specification of one of these modules (importlib's protocol of finders)."""
-        if name not in cls.names:
-            return None
-        from importlib.machinery import PathFinder
-        from importlib.util import LazyLoader
-
-        spec = PathFinder.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = LazyLoader(spec.loader)
-        return spec
-
-
 def console() -> NoReturn:
     """Run the command of this process' arguments and end the process.
 
@@ -204,8 +184,10 @@ def console() -> NoReturn:
     """
     import gc
 
+    from pybpf.cli import quick
+
     gc.set_threshold(50_000)  # from 700: importing makes much and leaves no garbage
-    sys.meta_path.insert(0, _WhenUsed)
+    quick.own_process = True
     status = main()
     try:
         sys.stderr.flush()

@@ -65,6 +65,9 @@ def error_text(error: PybpfError | OSError) -> str:
 def read_object(path: str) -> ObjectSpec:
     """The object at ``path``; what is damaged and left out goes to standard error. Raises
     FormatError, also where the file cannot be read."""
+    from pybpf.cli.quick import import_pyelftools
+
+    import_pyelftools()
     from pybpf.elf.reader import read
 
     try:

@@ -80,9 +80,11 @@ def _plan(path: str, args: Any) -> Plan:
         if args.set or args.set_max_entries or args.disable:
             raise UsageError("a bundle is executed as it is.", hint="Edit when bundling.")
         return read(path)
+    spec = edit(read_object(path), args)
+    # Behind the reading, which knows how to import pyelftools quickly.
     from pybpf.compiler.compile import compile
 
-    return compile(edit(read_object(path), args))
+    return compile(spec)
 
 
 def run(args: argparse.Namespace | _Plain) -> int:

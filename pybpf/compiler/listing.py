@@ -8,8 +8,6 @@ same object compare equal.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
 
 from pybpf.compiler.core import Bodies
 from pybpf.compiler.maps import arena_at_end
@@ -17,27 +15,33 @@ from pybpf.compiler.struct_ops import fit
 from pybpf.compiler.target import Target
 from pybpf.elf.jump_tables import JUMP_TABLES
 from pybpf.errors import PybpfError, RelocationError
-from pybpf.reloc.core import Outcome
+from pybpf.record import Frozen
 from pybpf.reloc.externs import Resolved, resolve
 from pybpf.reloc.finish import FixedBinding, finish_shared
 from pybpf.reloc.link import Linked, Linker
 from pybpf.spec import ExternSpec, MapSpec, ObjectSpec, ProgramSpec
 from pybpf.sys import abi
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pybpf.reloc.core import Outcome
+
 __all__ = ["MAP_MARK", "Listing", "ProgramListing", "listing", "map_max_entries"]
 
 MAP_MARK = 0x4D000000
 
 
-@dataclass
 class ProgramListing:
     """One program: its final instructions, or why there are none."""
 
-    program: ProgramSpec
-    bodies: Bodies
-    insns: bytes = b""
-    error: PybpfError | None = None
-    linked: Linked | None = None
+    def __init__(self, program: ProgramSpec, bodies: Bodies) -> None:
+        self.program = program
+        self.bodies = bodies
+        self.insns = b""
+        self.error: PybpfError | None = None
+        self.linked: Linked | None = None
 
     @property
     def outcomes(self) -> dict[int, list[Outcome]]:
@@ -46,8 +50,7 @@ class ProgramListing:
         return {n: found for n in numbers if (found := self.bodies.outcomes(n))}
 
 
-@dataclass
-class Listing:
+class Listing(Frozen):
     """An object's maps and programs, for one kernel.
 
     maps: those that the object declares and, behind them, one a jump table and program.

@@ -182,18 +182,68 @@ def test_run_leaves_other_arguments_to_argparse(words: str) -> None:
     assert run.plain(words.split()) is None
 
 
-def test_reading_an_object_waits_with_what_it_seldom_needs() -> None:
-    code = f"""
-import sys
-from pybpf.cli import _WhenUsed
-sys.meta_path.insert(0, _WhenUsed)
+def in_a_command(code: str, *before: str) -> None:
+    """Run code in a process that has imported pyelftools as the command does."""
+    head = "import sys\nfrom pybpf.cli import quick\nquick.own_process = True\n"
+    subprocess.run(
+        [sys.executable, "-S", "-c", "".join(before) + head + code],
+        check=True, cwd=TREE, env={"PYTHONPATH": ":".join(sys.path[1:])},
+    )  # fmt: skip
+
+
+def test_pyelftools_comes_without_what_reading_never_uses() -> None:
+    in_a_command(f"""
+quick.import_pyelftools()
+assert "elftools.elf.structs" in sys.modules
+for name in ("typing", "re", "enum", "pdb", "inspect", "pprint", "traceback"):
+    assert name not in sys.modules, name
 from pybpf.elf import read
 assert read({FEATURES!r}).programs
-assert not {{"dis", "bdb", "tokenize"}} & set(sys.modules), "loaded by inspect, pdb, traceback"
-import pdb
-from dataclasses import dataclass
-from pprint import pformat
-assert "bdb" in sys.modules and pdb.Pdb
-assert pformat(dataclass(type("A", (), {{"__annotations__": {{"b": int}}}}))(1)) == "A(b=1)"
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=TREE)
+assert not {{"typing", "enum", "inspect"}} & set(sys.modules)
+""")
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "disasm"])
+def test_commands_import_pyelftools_so(command: str) -> None:
+    # What becomes of the command does not matter here: only root may run, and not everywhere.
+    in_a_command(f"""
+from pybpf.cli import main
+main([{command!r}, {FEATURES!r}])
+assert "elftools.elf.structs" in sys.modules
+assert not {{"typing", "pdb", "inspect"}} & set(sys.modules)
+""")
+
+
+def test_afterwards_all_modules_are_the_real_ones() -> None:
+    in_a_command(f"""
+quick.import_pyelftools()
+import pdb, pprint, traceback, typing, warnings
+assert typing.List[int] and typing.NamedTuple and pdb.Pdb and pprint.PrettyPrinter
+assert all(m.__file__ for m in (pdb, pprint, traceback, typing, warnings))
+# pyelftools' own: what prints, what debugs, and what reads all of an ELF file
+from elftools.construct import Container, Probe, ULInt8, Struct, FormatField
+from elftools.construct.lib.container import ListContainer
+assert str(ListContainer([1, "a"])) == "[1, 'a']"
+assert Struct("s", ULInt8("a"), Probe()).parse(b"x").a == 120
+assert FormatField[int]
+from elftools.elf.elffile import ELFFile
+with open({FEATURES!r}, "rb") as file:
+    assert ELFFile(file).get_section_by_name(".maps")["sh_size"]
+""")
+
+
+def test_a_pyelftools_that_needs_more_is_imported_as_it_is(tmp_path: Path) -> None:
+    for name in ("elftools", "elftools/common", "elftools/elf"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / "elftools" / "common" / "utils.py").write_text("import inspect\n")
+    (tmp_path / "elftools" / "elf" / "structs.py").write_text(
+        "import inspect, typing\nclass A(inspect.Signature): pass\n"
+        "class B(typing.NamedTuple):\n    a: int\n"
+    )
+    in_a_command("""
+quick.import_pyelftools()
+assert not [name for name in sys.modules if name.startswith("elftools")]
+import elftools.elf.structs
+assert elftools.elf.structs.B(1).a == 1
+""", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n")  # fmt: skip
