@@ -28,7 +28,7 @@ def argument_start(text: str) -> int:
     """Where a process' command line begins in its memory, from its /proc/PID/stat (field 48,
     Linux 3.5; proc_pid_stat(5)). Raises RestrictError."""
     words = text.rpartition(")")[2].split()
-    if len(words) < 46 or not words[45].isdigit() or words[45] == "0":
+    if len(words) < 46 or not words[45].isdecimal() or int(words[45]) == 0:
         raise RestrictError("the command line's place in memory is not known.")
     return int(words[45])
 

@@ -96,22 +96,25 @@ def parse_mountinfo(text: str) -> list[Mount]:
         left, separator, right = line.partition(" - ")
         words = left.split(" ")
         tail = right.split(" ")
-        if not separator or len(words) < 6 or len(tail) < 2:
-            raise RestrictError(f"the line {line!r} of a mount table cannot be read")
-        major, _, minor = words[2].partition(":")
-        found.append(
-            Mount(
-                int(words[0]),
-                int(words[1]),
-                os.makedev(int(major), int(minor)),
-                _unescape(words[3]),
-                _unescape(words[4]),
-                words[5],
-                tail[0],
-                _unescape(tail[1]),
-                tail[2] if len(tail) > 2 else "",
+        try:
+            if not separator:
+                raise ValueError(line)
+            major, _, minor = words[2].partition(":")
+            found.append(
+                Mount(
+                    int(words[0]),
+                    int(words[1]),
+                    os.makedev(int(major), int(minor)),
+                    _unescape(words[3]),
+                    _unescape(words[4]),
+                    words[5],
+                    tail[0],
+                    _unescape(tail[1]),
+                    tail[2] if len(tail) > 2 else "",
+                )
             )
-        )
+        except (ValueError, LookupError, OverflowError):
+            raise RestrictError(f"the line {line!r} of a mount table cannot be read") from None
     return found
 
 

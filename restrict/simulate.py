@@ -18,7 +18,7 @@ import stat
 
 from pybpf.errors import PybpfError
 from restrict import abi
-from restrict.errors import ConfigError, printable
+from restrict.errors import ConfigError, RestrictError, describe, printable
 from restrict.mounts import Mount, mounts
 
 TYPE_CHECKING = False
@@ -47,7 +47,8 @@ class Mapping:
 
 
 def parse_maps(text: str) -> list[Mapping]:
-    """The executable mappings of /proc/PID/maps, without the kernel's own (vdso)."""
+    """The executable mappings of /proc/PID/maps, without the kernel's own (vdso). Raises
+    RestrictError."""
     found = []
     for line in text.split("\n"):  # a file's name may have all else that splitlines() ends at
         words = line.split(None, 5)
@@ -58,16 +59,19 @@ def parse_maps(text: str) -> list[Mapping]:
             continue
         start, _, end = words[0].partition("-")
         major, _, minor = words[3].partition(":")
-        found.append(
-            Mapping(
-                int(start, 16),
-                int(end, 16),
-                words[1],
-                os.makedev(int(major, 16), int(minor, 16)),
-                int(words[4]),
-                path,
+        try:
+            found.append(
+                Mapping(
+                    int(start, 16),
+                    int(end, 16),
+                    words[1],
+                    os.makedev(int(major, 16), int(minor, 16)),
+                    int(words[4]),
+                    path,
+                )
             )
-        )
+        except (ValueError, OverflowError):
+            raise RestrictError(f"the line {line!r} of its mappings cannot be read") from None
     return found
 
 
@@ -268,8 +272,8 @@ def _process(
         exe_path = os.readlink(f"{base}/exe")
     except (FileNotFoundError, ProcessLookupError):
         return  # it ended meanwhile, or is a kernel thread
-    except OSError as e:
-        result.unknown.append(f"process {pid}: {e.strerror}")
+    except (OSError, RestrictError) as e:
+        result.unknown.append(f"process {pid}: {describe(e)}")
         return
     result.processes += 1
     result.executables += 1

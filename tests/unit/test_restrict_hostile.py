@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from pybpf.errors import PybpfError
 from restrict import (
     cli,
+    config,
     disks,
     files,
     gpt,
@@ -26,12 +28,14 @@ from restrict import (
     initramfs,
     initramfs_elf,
     initramfs_modules,
+    keep_keeper,
     keep_pins,
     keyring,
     mounts,
     policy,
     serve,
     simulate,
+    status,
 )
 from restrict.devmapper import Verity
 from restrict.errors import ConfigError, ImageError, RestrictError
@@ -82,6 +86,64 @@ def test_keys_of_any_description() -> None:
     )
     found = keyring.parse_keys(hostile + line)
     assert [key.description for key in found] == ["x", ".dm-verity"]
+
+
+def _changed(source: random.Random, text: str) -> str:
+    chars = list(text)
+    for _ in range(source.choice((1, 2, 4, 9))):
+        first, last = sorted(source.randrange(len(chars)) for _ in range(2))
+        chars[first : source.choice((first, first + 1, last))] = source.choice(
+            (*"0123456789 \n\t:-af=.²٣\0\udcff", "")
+        )
+        chars = chars or [" "]
+    return "".join(chars)
+
+
+_TEXTS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "mountinfo": (
+        "23 1 0:21 / /proc rw,nosuid - proc proc rw\n"
+        "30 1 254:0 / /a\\040b ro shared:1 - erofs /dev/dm-0 ro\n",
+        mounts.parse_mountinfo,
+    ),
+    "maps": (
+        "55d0c0001000-55d0c0002000 r-xp 00001000 fe:00 1234        /usr/bin/x\n"
+        "7f0000000000-7f0000001000 rwxp 00000000 00:00 0\n",
+        simulate.parse_maps,
+    ),
+    "keys": (
+        "2d4049eb I------     1 perm 082f0000     0     0 keyring   .dm-verity: 1\n",
+        keyring.parse_keys,
+    ),
+    "status": (
+        "armed 1\nowner 1 start_ticks 5\nkept 2\nguard_map 4\ninitramfs_dev 0:2\n"
+        "device 254:0 signed 1 first_seen 9\ncounter exec allowed 1 denied 2\n",
+        status.Status,
+    ),
+    "configuration": (
+        "module = /a/b.ko x=1\ndata = /dev/a\ndata_blocks = 10\nroot_hash = " + "ab" * 32
+        + "\nsignature = /s\ninit = /sbin/init\nwait = 5\ncarrier = /dev/vdb ext4\n",
+        config.parse,
+    ),
+    "command line": (
+        'a=b root=PARTUUID=12-34 roothash=abcd "x y" -- z',
+        lambda text: disks.wishes(config.parse("init = /x"), text),
+    ),
+    "JSON": ('{"rootHash":"ab\\u0041","signature":"MII="}', images.parse_flat_json),
+    "stat": ("7 (a b) S " + " ".join(map(str, range(60))), keep_keeper.argument_start),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+def test_texts_are_read_or_refused(name: str) -> None:
+    text, parse = _TEXTS[name]
+    source = random.Random(11)
+    refused = 0
+    for _ in range(2500):
+        try:
+            parse(_changed(source, text))
+        except PybpfError:
+            refused += 1
+    assert refused or name == "keys"
 
 
 # ── disks ──
