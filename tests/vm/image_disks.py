@@ -118,7 +118,9 @@ def loose() -> Path:
         "data": "system.raw", "hash": "system.verity", "root_hash": "system.roothash",
         "signature": "system.roothash.p7s",
     }  # fmt: skip
-    parts = {name: separate(which) for which, name in names.items()}
+    # Asked for once: the project, which is in it, may change meanwhile.
+    folder = separate("data").parent
+    parts = {name: folder / which for which, name in names.items()}
 
     def carrier() -> bytes:
         with tempfile.TemporaryDirectory() as scratch:
@@ -133,7 +135,7 @@ def loose() -> Path:
             )  # fmt: skip
             return target.read_bytes()
 
-    return _published("loose", {"image": carrier}, [separate("data").parent.name]) / "image"
+    return _published("loose", {"image": carrier}, [folder.name]) / "image"
 
 
 # ── damage ──

@@ -46,6 +46,24 @@ def _enforced(scenario: Scenario) -> None:
         guest.expect(probes.run("/usr/bin/busybox", "true"), ALLOWED)
 
 
+def _heard() -> bool:
+    """Whether the reader that the successor left has the denial of ``programs_on_tmpfs``."""
+    from restrict import serve
+    from restrict.events import decode
+
+    found: list[tuple[str, str, str]] = []
+
+    def consume(item: bytes | int) -> bool:
+        if isinstance(item, bytes):
+            event = decode(item)
+            name = (event.path or "").rpartition("/")[2]  # all that ownerless programs know
+            found.append((event.operation, event.reason, name))
+        return True
+
+    assert serve.connect(consume, follow=False)
+    return ("exec", "filesystem", "program") in found
+
+
 def nothing_was_denied_before(scenario: Scenario) -> None:
     """A case, to come before those that provoke a denial: the generator met none."""
 
@@ -96,6 +114,10 @@ def kept(scenario: Scenario, keep: str) -> None:
         assert {refusal(Map.from_id, ident) for ident in found.guard["map"]} == {EPERM}
 
     _enforced(scenario)
+
+    @scenario.case()
+    def its_reader_offers_the_denial(guest: Guest) -> None:
+        guest.wait(_heard, "the denial among the events")
 
 
 def pins_stay(scenario: Scenario) -> None:

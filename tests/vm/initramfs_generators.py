@@ -42,9 +42,9 @@ def _made(run: Mapping[str, Any], script: str, files: Mapping[str, bytes], **cha
     return data
 
 
-def by_initramfs_tools(run: Mapping[str, Any]) -> bytes:
+def by_initramfs_tools(run: Mapping[str, Any], keep: str = "") -> bytes:
     """As ``update-initramfs`` would, after the one command that installs our part. What keeps the
-    policy is left to the default."""
+    policy is left to the default unless told."""
     return _made(
         run,
         "restrict initramfs install initramfs-tools\nmkinitramfs -o /tmp/initrd VERSION\n",
@@ -53,7 +53,7 @@ def by_initramfs_tools(run: Mapping[str, Any]) -> bytes:
             # Few modules and quick compression: the test's time, nothing else.
             "etc/initramfs-tools/conf.d/test": b"MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n",
         },
-        keep="",
+        keep=keep,
     )
 
 
@@ -67,9 +67,9 @@ PLAIN = "base fs-lib kernel-modules rootfs-block udev-rules shell-interpreter sh
 SYSTEMD = "systemd systemd-initrd dracut-systemd"
 
 
-def by_dracut(run: Mapping[str, Any]) -> bytes:
-    """With dracut's own script as PID 1, which hands on fds but no environment; keep = exec."""
-    return _made(run, DRACUT.replace("MODULES", PLAIN), {})
+def by_dracut(run: Mapping[str, Any], keep: str = "exec") -> bytes:
+    """With dracut's own script as PID 1, which hands on fds but no environment."""
+    return _made(run, DRACUT.replace("MODULES", PLAIN), {}, keep=keep)
 
 
 def by_dracut_with_systemd(run: Mapping[str, Any]) -> bytes:

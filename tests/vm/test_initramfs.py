@@ -55,15 +55,6 @@ def _by_default(run: Mapping[str, Any]) -> bytes:
     return segment_and_generator(run, keep="")
 
 
-def _ownerless(run: Mapping[str, Any]) -> bytes:
-    return segment_and_generator(run, keep="ownerless")
-
-
 segment_default = Scenario("segment_default", initramfs=_by_default, append="rdinit=/restrict/init")
 kept(segment_default, "pins")
 pins_stay(segment_default)
-
-segment_ownerless = Scenario(
-    "segment_ownerless", initramfs=_ownerless, append="rdinit=/restrict/init", lanes=("7.3",)
-)
-kept(segment_ownerless, "ownerless")

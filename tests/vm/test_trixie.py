@@ -30,7 +30,7 @@ def image() -> Path:
     return debian_image(toolbox())
 
 
-def _trixie(keep: str, *, default: bool = False) -> Scenario:
+def _trixie(keep: str, *, default: bool = False, lanes: tuple[str, ...] = ("7.3",)) -> Scenario:
     """A boot into it with the policy kept in this way, and what must hold then.
 
     default: the configuration does not say so.
@@ -40,7 +40,7 @@ def _trixie(keep: str, *, default: bool = False) -> Scenario:
         return boot.files(run, keep="" if default else keep)
 
     scenario = Scenario(
-        "trixie-" + ("default" if default else keep), lanes=("7.3",),
+        "trixie-" + ("default" if default else keep), lanes=lanes,
         initramfs=initramfs,
         disks={"root": image, "project": boot.project_disk},
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _trixie(keep: str, *, default: bool = False) -> Scenario:
     return scenario
 
 
-trixie_default = _trixie("pins", default=True)
+trixie_default = _trixie("pins", default=True, lanes=("7.3", "6.12"))
 trixie_ownerless = _trixie("ownerless")
 boot.attacks_on_ownerless(trixie_ownerless)
 trixie_keeper = _trixie("keeper")
