@@ -5,23 +5,32 @@
 
 #include "state.h"
 
-/* Copies a NUL-terminated kernel string of at most size - 1 (and 63) bytes; returns its length.
- * Loops are unrolled because the verifier wants constant offsets into a kernel type. */
+struct copy {
+	u64 from;
+	char *to;
+	u64 most; /* alone in its eight bytes, or the verifier forgets its value */
+	u32 length;
+};
+
+static long copy_character(u32 i, struct copy *copy)
+{
+	/* The verifier wants constant offsets into a kernel type, so the address moves along. */
+	char byte = cast_to(copy->from + i, struct new_utsname)->sysname[0];
+
+	if (i >= copy->most || !byte)
+		return 1;
+	copy->to[i] = byte;
+	copy->length = i + 1;
+	return 0;
+}
+
+/* Copies a NUL-terminated kernel string of at most size - 1 bytes; returns its length. */
 static __noinline u32 copy_string(char *to, u32 size, u64 address)
 {
-	const struct new_utsname *bytes = cast_to(address, struct new_utsname);
-	u32 length = 0;
+	struct copy copy = {.from = address, .to = to, .most = size - 1};
 
-#pragma clang loop unroll(full)
-	for (u32 i = 0; i < 63; i++) {
-		char byte = bytes->sysname[i];
-
-		if (i + 1 >= size || !byte)
-			break;
-		to[i] = byte;
-		length = i + 1;
-	}
-	return length;
+	bpf_loop(size - 1, copy_character, &copy, 0);
+	return copy.length;
 }
 
 /* What a hook asks, and what it found out on the way; the members are those of the event. */

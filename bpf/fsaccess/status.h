@@ -16,7 +16,7 @@
 #include "state.h"
 
 /* What one call of the program prints must fit into 32 KiB (kernel/bpf/bpf_iter.c): the lines
- * before the devices take at most 3 KiB, a device's line at most 270 bytes. */
+ * before the devices take at most 3 KiB, a device's line at most 280 bytes. */
 enum { MAX_DEVICE_LINES = 100 };
 
 static const char operation_names[FSACCESS_OP_COUNT][16] = {
@@ -67,9 +67,10 @@ static long print_device(struct bpf_map *map __attribute__((unused)), const u32 
 		flags &= ~FSACCESS_DEVICE_SIGNED;
 	if (context->devices++ >= MAX_DEVICE_LINES)
 		return 0;
-	seq_print(seq, "device %u:%u signed %u lenient %u first_seen %llu changed %llu",
+	seq_print(seq, "device %u:%u signed %u lenient %u held %u first_seen %llu changed %llu",
 		  *device >> 20, *device & 0xfffff, !!(flags & FSACCESS_DEVICE_SIGNED),
-		  !!(flags & FSACCESS_DEVICE_LENIENT), record->first_seen, record->changed);
+		  !!(flags & FSACCESS_DEVICE_LENIENT), !!(flags & FSACCESS_DEVICE_HELD),
+		  record->first_seen, record->changed);
 	if (flags & FSACCESS_DEVICE_ROOT_HASH) {
 		seq_print(seq, " algorithm %s root_hash ", (u64)record->algorithm);
 		bpf_loop(record->digest_length, print_digest_byte, &digest, 0);

@@ -31,6 +31,8 @@ typedef _Bool bool;
 
 #define __always_inline inline __attribute__((always_inline))
 #define __noinline __attribute__((noinline))
+/* A function of external linkage, which the verifier walks on its own, for any arguments. */
+#define __global __attribute__((noinline))
 #define __weak __attribute__((weak))
 #define __ksym __attribute__((section(".ksyms")))
 

@@ -8,17 +8,16 @@
 SEC("lsm/sb_umount")
 int pins_umount(u64 *ctx)
 {
+	u32 questions = ASK_HOLDERS | ASK_SPREAD;
 	u64 mount = mount_of(ctx[0]);
-	u32 reason;
 
 	if (!armed)
 		return 0;
 	/* The kernel takes its lock after this hook. What another thread puts below the mount until
 	 * then is unmounted along with it unseen; hence `strict`. */
-	reason = strict && ctx[1] & MNT_DETACH
-			 ? ask(ASK_HOLDERS | ASK_SPREAD | ASK_REACH, mount, 0)
-			 : ask(ASK_HOLDERS | ASK_SPREAD, mount, 0);
-	return decide_mount(PINS_OP_UMOUNT, reason, mount, ctx[1]);
+	if (strict && ctx[1] & MNT_DETACH)
+		questions |= ASK_REACH;
+	return decide_mount(PINS_OP_UMOUNT, ask(questions, mount, 0), mount, ctx[1]);
 }
 
 /* Would something mounted at this path hide the guarded filesystem, or a part of it? */

@@ -65,7 +65,7 @@ int pins_status(struct bpf_iter__bpf_map *ctx)
 		return 0;
 	/* That is 0 once more, but the verifier does not know (see fsaccess/status.h). */
 	context.lines = (u32)*(const volatile u64 *)&ctx->meta->seq_num;
-	seq_print(seq, "armed %u\naudit %u\n", armed, audit);
+	seq_print(seq, "armed %u\naudit %u\nstrict %u\n", armed, audit, strict);
 #pragma clang loop unroll(full)
 	for (u32 i = 0; i < PINS_MAX_FILESYSTEMS; i++)
 		if (guarded[i].superblock)

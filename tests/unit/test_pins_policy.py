@@ -22,6 +22,7 @@ OBJECT = ROOT / "bpf/objects/pins.bpf.o"
 PLAN = str(ROOT / "bpf/objects/pins.plan")
 STATUS = """armed 1
 audit 0
+strict 1
 filesystem 0:41
 version 1
 generation 0
@@ -87,12 +88,15 @@ def test_status() -> None:
     assert found.filesystems == [41]
     assert found.registered == {"map": [], "program": [], "link": [7, 8]}
     assert found.armed
+    assert found.strict
     assert (found.owner, found.owner_alive) == (1, True)
     assert found.guard == {"map": [9], "program": [], "link": [12, 11]}
     text = found.text()
     assert "owner: process 1" in text
     assert "unlink: 1 allowed, 2 denied" in text
-    assert json.loads(json.dumps(found.as_dict()))["mode"] == "deny"
+    assert "strict: nobody else" in text
+    told = json.loads(json.dumps(found.as_dict()))
+    assert (told["mode"], told["strict"]) == ("deny", True)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,7 @@ guard_link 3
 counter exec allowed 4 denied 2 audited 0 dropped 0
 device 254:0 signed 1 lenient 0 first_seen 1500000000 changed 2 algorithm sha256 root_hash abcd
 device 254:1 signed 0 lenient 1 first_seen 3 changed 3
+device 254:2 signed 0 lenient 0 held 1 first_seen 3 changed 3
 """
 
 
@@ -233,11 +234,12 @@ def test_status() -> None:
     assert found.initramfs_dev == os.makedev(0, 2)
     assert found.guard == {"map": [5, 6], "program": [11], "link": [3]}
     assert found.counters["exec"]["denied"] == 2
-    assert [(d.number, d.signed, d.root_hash) for d in found.devices] == [
-        ("254:0", True, "abcd"), ("254:1", False, None),
+    assert [(d.number, d.signed, d.held, d.root_hash) for d in found.devices] == [
+        ("254:0", True, False, "abcd"), ("254:1", False, False, None), ("254:2", False, True, None),
     ]  # fmt: skip
     report = found.text()
     assert "254:1 ?: NOT trusted (lenient table)" in report
+    assert "254:2 ?: NOT trusted (held: suspended until its own table is back)" in report
     assert "open for initramfs 0:2" in report
     assert found.as_dict()["trust_window"] == {"open": True, "device": "0:2"}
 

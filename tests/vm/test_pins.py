@@ -85,6 +85,8 @@ def status_for_everybody(guest: Guest) -> None:
     assert pins_status.guarded(pins.FOLDER)
     assert not pins_status.guarded("/sys/fs/bpf")
     assert found.registered == policy_of(guest).registered()
+    assert not found.strict
+    assert "strict" not in found.text()
     assert len(found.guard["link"]) == 26
     assert len(found.guard["map"]) == 5
 

@@ -289,6 +289,10 @@ def strictly(guest: Guest) -> None:
     with policy.globals() as values:
         values.set("strict", 1)
     try:
+        found = pins_status.read()
+        assert found is not None
+        assert found.strict
+        assert "strict: nobody else" in found.text()
         guest.expect(act(umount, FREE, DETACH), refused())
         told(guest, ("umount", "race"))
         guest.expect(act(in_namespace, private, lambda: umount(BASE, DETACH)), ALLOWED)

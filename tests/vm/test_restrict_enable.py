@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from pybpf.plan.live import Object
+
 PLAN = "/project/bpf/objects/fsaccess.plan"
+SEVEN = (7).to_bytes(8, sys.byteorder)
 RESTRICT = [sys.executable, "-s", "-m", "restrict"]
 
 enable = Scenario("enable")
@@ -433,23 +436,69 @@ def status_of_a_dead_owner_is_not_in_force(guest: Guest) -> None:
         assert command("status").returncode == 0
 
 
+def _iterator(kind: str, code: bytes) -> Object:
+    """A map with one element, 7, and an iterator program of this kind; iter/bpf_map_elem's is
+    linked to that map."""
+    from pybpf.plan import ops
+    from pybpf.plan.run import run
+    from pybpf.sys import abi
+    from tests.kernel.helpers import TRACING, array, plan, prog
+
+    iterator = abi.BPF_TRACE_ITER
+    link = ops.LinkCreate(
+        dst=2, name="link", prog=1, how="iter", target=0, attach_type=iterator
+    )  # fmt: skip
+    return run(
+        plan(
+            ops.Lookup(names=((0, f"bpf_iter_{kind}", abi.BTF_KIND_FUNC, None, False),)),
+            array(0, "map"),
+            ops.MapFill(map=0, entries=((bytes(4), SEVEN),)),
+            prog(1, "program", code, TRACING, expected_attach_type=iterator, attach_symbol=0),
+            attach=(link,) if kind == "bpf_map_elem" else (),
+        )
+    )
+
+
 @enable.case()
 def replaced_status_program_changes_nothing(guest: Guest) -> None:
-    """Root may put another iterator program into the pinned link; it gets nothing writable."""
+    """Root may put another iterator over maps into the pinned link: the text is his from then on,
+    and nothing else. One over elements, which is shown values to write, does not go in."""
     from pybpf.errors import KernelError
     from pybpf.kernel.link import Link
     from restrict import fsaccess
 
-    with Enabled():
-        link = Link.from_pin(fsaccess.PIN)
-        assert link.info()["target_name"] == "bpf_map"
-        code = 0
+    def refusal(act: Callable[[], object]) -> int:
         try:
-            Link.from_id(link.id).close()
-        except KernelError as e:
-            code = e.errno
-        assert code == errno.EPERM
-        link.close()
+            act()
+        except KernelError as error:
+            return error.errno
+        return 0
+
+    silent = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit: prints nothing
+    # r1 = ctx->value; if r1: *(u64 *)r1 = 0; r0 = 0; exit
+    writing = bytes.fromhex("7911180000000000 1501010000000000 7a01000000000000") + silent
+    with Enabled(), _iterator("bpf_map", silent) as other, \
+            _iterator("bpf_map_elem", writing) as writer:  # fmt: skip
+        guest.expect(probes.execute("/tmp/program"), refused())
+        with open(fsaccess.PIN) as file:
+            assert "armed 1\n" in file.read()
+        # What such a program can do where its link is over a map's elements.
+        assert writer.maps["map"][0] == SEVEN
+        writer.attach()
+        writer.links["link"].read()
+        assert writer.maps["map"][0] == bytes(8)
+        with Link.from_pin(fsaccess.PIN) as link:
+            assert link.info()["target_name"] == "bpf_map"
+            assert refusal(lambda: Link.from_id(link.id).close()) == errno.EPERM
+            writing_fd = writer.programs["program"].fileno()
+            assert refusal(lambda: link.update(writing_fd)) == errno.EINVAL
+            with open(fsaccess.PIN) as file:
+                assert "armed 1\n" in file.read()
+            link.update(other.programs["program"].fileno())
+        with open(fsaccess.PIN) as file:
+            assert file.read() == ""
+        guest.expect(probes.execute("/tmp/program"), refused())
+        assert "not the status" in command("status").stderr
 
 
 @enable.case()
