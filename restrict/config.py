@@ -48,7 +48,8 @@
                                            pins; without the file root can take them away
     on_failure = exit                      exit (the kernel panics), reboot or poweroff
     status = yes                           pin the status where `restrict status` reads it
-    events = no                            yes: leave a process that serves `restrict events`
+    events = no                            yes: leave a process that serves `restrict events` (not
+                                           before another generator's initramfs)
 
 The file is part of the initramfs, so whoever can write it can also replace this program; what
 is checked here is that a mistake is told where it was made and not later by the kernel.

@@ -14,7 +14,7 @@ import os
 import time
 
 from pybpf.sys.syscalls import Char
-from restrict.errors import RestrictError
+from restrict.errors import RestrictError, system_error
 from restrict.guard import start_ticks
 
 TYPE_CHECKING = False
@@ -46,11 +46,16 @@ def _mark() -> None:
 def spawn(policy: Policy) -> int:
     """Leave a process that holds the policy's handles and owns it; its pid.
 
-    The handles of the caller may be closed then. Raises RestrictError if it could not be made;
-    the caller still is the owner then.
+    The handles of the caller may be closed then. Raises RestrictError or KernelError if it could
+    not be made; the caller still is the owner then.
     """
     ready, tell = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as e:
+        os.close(ready)
+        os.close(tell)
+        raise system_error("no process can be made to keep the policy", e, "fork") from None
     if pid == 0:
         try:
             os.close(ready)
