@@ -22,7 +22,7 @@ _APPEND = (
     "init=/project/tests/vm/initramfs_next.py"
 )
 # A boot that goes wrong ends, and does not wait for somebody at a terminal.
-_ENDS = f"{_APPEND} rd.shell=0 rd.emergency=reboot rd.timeout=600"
+_ENDS = f"{_APPEND} rd.shell=0 rd.emergency=reboot rd.timeout=6000"
 
 initramfs_tools = Scenario("initramfs_tools", initramfs=by_initramfs_tools, append=_APPEND)
 dracut_systemd = Scenario("dracut_systemd", initramfs=by_dracut_with_systemd, append=_ENDS)
