@@ -16,7 +16,7 @@ import pytest
 from tools.guest.cache import content_hash, guests_at_once, prune, publish, scratch, there
 from tools.guest.cpio import Archive
 from tools.guest.errors import GuestError
-from tools.guest.machine import kernel_trouble
+from tools.guest.machine import _follow, kernel_trouble
 from tools.guest.uefi import add_db_certificate
 
 
@@ -196,3 +196,18 @@ def test_kernel_trouble() -> None:
         "WARNI",
         "Kerne",
     ]
+
+
+def test_a_guest_is_ended_when_it_is_silent(tmp_path: Path) -> None:
+    """What it has said is given first; None says that nothing more came in time."""
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(b'BdsDxe: starting {"event": "ready"}\n{"event": bad\n{"event": "cut')
+    process = subprocess.Popen(["sleep", "infinity"])
+    try:
+        found = list(_follow(results, process, 0.05))
+    finally:
+        process.kill()
+        process.wait()
+    assert found[0] == {"event": "ready"}
+    assert [event and event["event"] for event in found] == ["ready", "garbled", None]
+    assert list(_follow(results, process, 3600.0)) == found[:2]  # it has ended: nothing to wait for
