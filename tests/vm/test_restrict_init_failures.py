@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from tests.vm import probes
-from tests.vm.outcome import refused
+from tests.vm.outcome import refused, trial
 from tests.vm.programs import EXIT_STATUS
 from tests.vm.restrict_boot import Prober, console, files
 from tests.vm.scenario import ALL_LANES, Guest, Scenario
@@ -111,6 +111,23 @@ def failing(
 unknown_key = failing(
     "unknown-key", "configuration", "no key 'colour'", armed=False, changes={"colour": "red"}
 )
+
+
+@unknown_key.case()
+def an_open_keyring_is_restricted_without_a_certificate(guest: Guest) -> None:
+    """Nobody has put one in here. Left open, root could do so later, and sign devices."""
+    from restrict import init, keyring
+
+    ring = keyring.find_keyring()
+    assert ring is not None
+    assert ring.payload == "empty"
+    assert init._certificates([]) == "0 certificates in .dm-verity, which is restricted now"
+    assert init._certificates([]) == "0 certificates in .dm-verity, which was restricted already"
+    with open("/etc/restrict/certificate.der", "rb") as file:
+        certificate = file.read()
+    guest.expect(trial(keyring.add_certificate, certificate, ring.serial), refused())
+
+
 no_device = failing(
     "no-device", "image", "no device /dev/vdz after 1 s", armed=False,
     changes={"data": "/dev/vdz", "hash_start": "1", "wait": "1"},
