@@ -42,6 +42,8 @@ RELOCATE = ("kernel", "python")
 _OTHER_BYTE_ORDER = 4003  # libbpf's LIBBPF_ERRNO__ENDIAN; no errno says it
 # What kernels that relocate themselves (5.17) may yet lack in BTF.
 _NEWER_THAN_CORE = frozenset(("enum64", "qmark_datasec"))
+# What a kernel answers to BTF that it does not take (kernel/bpf/btf.c); 524: ENOTSUPP.
+_REFUSED_BTF = (errno.EINVAL, errno.E2BIG, 524)
 
 
 def compile(
@@ -245,7 +247,7 @@ class _Compiled:
 
     def _btf_load(self, slot: int) -> ops.Op:
         """Loading the BTF; where it has what some kernels that the Plan may run on do not know,
-        a choice of plainer versions, tried one after the other once the kernel said EINVAL."""
+        a choice of plainer versions, tried one after the other once the kernel refused it."""
         data, optional = self._btf(), self._btf_optional()
         assert self.spec.btf is not None
         used = needed(self.spec.btf)
@@ -272,7 +274,7 @@ class _Compiled:
                     (ops.BtfLoad(dst=slot, data=plainer, optional=last),),
                 )
             )
-        return ops.Choose(label="BTF", alternatives=tuple(choices), on=(errno.EINVAL,))
+        return ops.Choose(label="BTF", alternatives=tuple(choices), on=_REFUSED_BTF)
 
     def _btf_optional(self) -> bool:
         """Where the kernel has nothing to relocate BTF makes things legible, no more; only the

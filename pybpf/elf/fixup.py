@@ -20,7 +20,7 @@ from pybpf.btf.consts import (
     KIND_VAR,
 )
 from pybpf.btf.model import Btf, SecVar, Type
-from pybpf.elf.image import STB_LOCAL, ElfImage, Symbol
+from pybpf.elf.image import STB_LOCAL, STT_OBJECT, ElfImage, Symbol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def complete(image: ElfImage, btf: Btf) -> Btf:
     a DATASEC names a section or variable that the ELF does not have.
     """
     globals_: Mapping[str, Symbol] = {
-        s.name: s for s in image.symbols if s.bind != STB_LOCAL and s.name and s.section
+        s.name: s
+        for s in image.symbols
+        if s.bind != STB_LOCAL and s.type == STT_OBJECT and s.name and s.section
     }
     editor = Editor(btf)
     for found in btf.of_kind(KIND_DATASEC):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
+from array import array
 
 try:
     from elftools.common.utils import struct_parse
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOBITS, SHT_REL = 1, 2, 3, 4, 8, 9
-SHF_EXECINSTR, SHF_COMPRESSED = 0x4, 0x800
+SHF_EXECINSTR = 0x4
 SHN_UNDEF, SHN_LORESERVE, SHN_XINDEX = 0, 0xFF00, 0xFFFF
 STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION = 0, 1, 2, 3
@@ -261,11 +263,9 @@ class ElfImage:
         return piece[:end].decode("utf-8", "backslashreplace")
 
     def data(self, section: Section) -> bytes:
-        """The bytes of a section; zeroes for .bss. FormatError for a compressed one."""
+        """The bytes of a section; zeroes for .bss."""
         if section.type == SHT_NOBITS:
             return bytes(section.size)
-        if section.flags & SHF_COMPRESSED:
-            raise self.error("compressed sections are not BPF.", section=section.name)
         return self.raw[section.offset : section.offset + section.size]
 
     def _read_symbols(self) -> list[Symbol]:
@@ -279,9 +279,11 @@ class ElfImage:
             self.sections[table.link].type != SHT_STRTAB
         ):
             raise self.error("the symbol table names no string table.", section=table.name)
-        if table.size % 24:
+        if table.size % 24 or table.entsize != 24:
             raise self.error(
-                f"the symbol table's size {table.size} is no multiple of 24.", section=table.name
+                f"the symbol table's {table.size} bytes are not entries of 24 bytes each (it "
+                f"says {table.entsize}).",
+                section=table.name,
             )
         strings = memoryview(self.data(self.sections[table.link]))
         symbols = []
@@ -301,20 +303,27 @@ class ElfImage:
 
     def relocations(self, section: Section) -> Iterator[Relocation]:
         """The relocations in ``section`` (SHT_REL), in file order."""
+        for offset, info in self.relocation_words(section):
+            yield Relocation(offset, self.symbols[info >> 32], info & 0xFFFFFFFF)
+
+    def relocation_words(self, section: Section) -> Iterator[tuple[int, int]]:
+        """As ``relocations``, but (byte offset, number of the symbol << 32 | type)."""
         if section.type == SHT_RELA:
             raise self.error("relocations with addends (RELA) are not BPF's.", section=section.name)
         if section.size % 16:
             raise self.error(f"its size {section.size} is no multiple of 16.", section=section.name)
         count = len(self.symbols)
-        new = tuple.__new__  # without the checks of calling the class: there may be a million
-        for offset, info in struct.iter_unpack(self._order + "QQ", self.data(section)):
-            number = info >> 32
-            if number >= count:
-                raise self.error(
-                    f"a relocation at byte {offset} names symbol {number} of {count}.",
-                    section=section.name,
-                )
-            yield new(Relocation, (offset, self.symbols[number], info & 0xFFFFFFFF))
+        words = array("Q", self.data(section))
+        if (self._order == "<") != (sys.byteorder == "little"):
+            words.byteswap()
+        offsets, infos = words[::2], words[1::2]
+        if max(infos, default=0) >> 32 >= count:
+            at = next(i for i, info in enumerate(infos) if info >> 32 >= count)
+            raise self.error(
+                f"a relocation at byte {offsets[at]} names symbol {infos[at] >> 32} of {count}.",
+                section=section.name,
+            )
+        return zip(offsets, infos, strict=True)
 
     def relocation_sections(self) -> Iterator[tuple[Section, Section]]:
         """(relocation section, the section it patches), in file order."""

@@ -9,7 +9,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -261,17 +261,27 @@ def test_what_was_damaged_is_told(tmp_path: Path) -> None:
         assert len(live.programs) == len(read(OBJECTS / "many.bpf.o").programs)
 
 
-def test_btf_that_the_kernel_refuses(tmp_path: Path) -> None:
-    """Without relocations it is no more than an ornament, whoever would relocate."""
+def int_word(at: int, value: int) -> Callable[[bytearray], None]:
+    """Another word in the record of ``int``; 3 words before what is its own."""
 
-    def wide(data: bytearray) -> None:
-        """An int of 4 bytes with 200 bits."""
+    def change(data: bytearray) -> None:
         btf = Btf.parse(bytes(data))
         integer = btf.type(btf.find("int", KIND_INT)[0])
-        struct.pack_into("=I", data, btf.header.type_range[0] + 4 * integer.pos + 12, 200)
+        struct.pack_into("=I", data, btf.header.type_range[0] + 4 * (integer.pos + at), value)
 
+    return change
+
+
+def later_flag(data: bytearray) -> None:
+    data[3] = 1
+
+
+# 200 bits in 4 bytes (EINVAL); an encoding and a flag that there are not (ENOTSUPP).
+@pytest.mark.parametrize("change", [int_word(3, 200), int_word(3, 15 << 24 | 32), later_flag])
+def test_btf_that_the_kernel_refuses(change: Callable[[bytearray], None], tmp_path: Path) -> None:
+    """Without relocations it is no more than an ornament, whoever would relocate."""
     path = tmp_path / "many.bpf.o"
-    path.write_bytes(changed(OBJECTS / "many.bpf.o", ".BTF", wide))
+    path.write_bytes(changed(OBJECTS / "many.bpf.o", ".BTF", change))
     for relocate in ("kernel", "python"):
         with pybpf.load(path, relocate=relocate) as live:
             assert any("BTF" in note for note in live.notes), live.notes

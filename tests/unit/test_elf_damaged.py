@@ -161,6 +161,7 @@ def test_relocations_without_btf() -> None:
     [
         (".BTF", 4, "<I", 8, "not PROGBITS"),  # sh_type
         (".relraw_tp/sched_switch", 56, "<Q", 8, "8 bytes, not 16"),  # sh_entsize
+        (".symtab", 56, "<Q", 0, "not entries of 24 bytes"),  # sh_entsize
         (".relraw_tp/sched_switch", 44, "<I", 999, "does not exist"),  # sh_info
     ],
 )
