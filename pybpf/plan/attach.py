@@ -69,7 +69,7 @@ is tests/kernel/test_links.py, N tests/kernel/test_network.py.
                                                  machine has such a device; it loads where
                                                  the kernel has CONFIG_BPF_LIRC_MODE2
     lwt_in lwt_out lwt_xmit lwt_seg6local        not: attributes of a route (rtnetlink): ``ip
-                                                 route … encap bpf in pinned …`` N (seg6: loads)
+                                                 route … encap bpf in pinned …`` N
     syscall                                      not attached: Program.test_run
 """
 
