@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pybpf.btf.model import Btf
+    from pybpf.btf.typed import typed
     from pybpf.bundle import run_bundle
     from pybpf.compiler import Target, compile, compile_alternatives
     from pybpf.elf import read
@@ -83,6 +84,7 @@ _WHERE = {
     "run": "pybpf.plan.run",
     "run_bundle": "pybpf.bundle",
     "to_bytes": "pybpf.plan.frozen",
+    "typed": "pybpf.btf.typed",
 }
 
 __all__ = [
@@ -116,6 +118,7 @@ __all__ = [
     "run",
     "run_bundle",
     "to_bytes",
+    "typed",
 ]
 
 
@@ -169,7 +172,7 @@ def load(
     }
     by = token if isinstance(token, int) else token.fileno()
     if isinstance(source, _ops.Plan):
-        if variables or max_entries or disable or export:
+        if variables or max_entries or disable or export or relocate or pin_root:
             from pybpf.errors import UsageError as _UsageError
 
             raise _UsageError("a Plan is executed as it is.", hint="Edit the spec and compile it.")

@@ -213,6 +213,9 @@ class ObjectSpec(Frozen):
         if name not in self.maps:
             raise UsageError(f"there is no map {name!r}; maps: {', '.join(self.maps)}")
         changed = _changed(self.maps[name], "map", name, changes)
+        number: object = changed.max_entries
+        if not isinstance(number, int) or not 0 <= number < 1 << 32:
+            raise UsageError(f"max_entries is a number of 32 bits, not {number!r}", map=name)
         if (
             "max_entries" in changes
             and changed.data is not None
@@ -275,7 +278,7 @@ class ObjectSpec(Frozen):
             return None
 
     def _encode(self, variable: VariableSpec, value: object) -> bytes:
-        from pybpf.kernel.layout import encode
+        from pybpf.kernel.layout import encode, named
 
         found = self._layout(variable)
         try:
@@ -295,7 +298,7 @@ class ObjectSpec(Frozen):
                 f"{value} does not fit into {variable.size} bytes", variable=variable.name
             ) from None
         except UsageError as exc:
-            raise exc.at(variable=variable.name) from None
+            raise named(exc, "variable", variable.name) from None
         if len(raw) != variable.size:
             raise UsageError(
                 f"{len(raw)} bytes given where {variable.size} are needed", variable=variable.name

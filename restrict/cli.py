@@ -8,6 +8,7 @@ before argparse is imported: PID 1 in an initramfs keeps to the small modules.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -246,9 +247,21 @@ def main(words: Sequence[str] | None = None) -> int:
     from pybpf.errors import PybpfError
     from restrict.errors import describe
 
-    arguments = _parser().parse_args(given)
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from pybpf.sys.files import open_streams
+
+        open_streams()
     try:
-        return int(arguments.run(arguments))
+        if given == ["--version"]:
+            from pybpf import __version__
+
+            print(f"restrict {__version__}")
+            status = 0
+        else:
+            arguments = _parser().parse_args(given)
+            status = int(arguments.run(arguments))
+        sys.stdout.flush()  # a full disk is told here, not at the interpreter's end
+        return status
     except PybpfError as e:
         print(f"restrict: {e}", file=sys.stderr)
         return 1
@@ -263,6 +276,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except OSError as e:  # of a system without /proc, say: no place for a traceback
         print(f"restrict: {describe(e)}", file=sys.stderr)
+        if e.errno == errno.ENOSPC and e.filename is None:  # our output: what waits of it is lost
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
         return 130

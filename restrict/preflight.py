@@ -347,13 +347,13 @@ def _keyring() -> Finding:
 
 def _bpffs() -> Finding:
     try:
-        there = any(m.fstype == "bpf" for m in mounts())
+        there = any(m.fstype == "bpf" and m.target == "/sys/fs/bpf" for m in mounts())
     except PybpfError as e:
         return Finding("bpffs", None, str(e), required=False)
     return Finding(
         "bpffs",
         there,
-        f"bpffs is {'' if there else 'not '}mounted.",
+        f"bpffs is {'' if there else 'not '}mounted on /sys/fs/bpf.",
         "mount -t bpf bpf /sys/fs/bpf, else `restrict status` has nothing to read.",
         required=False,
     )

@@ -2,8 +2,9 @@
 """C declarations of BTF types: one type, or everything a set of types needs, in order.
 
 declare() gives "struct file *f" for any type; definition() the text of one named type; dump()
-a header that compiles: what a type needs by value comes before it, what it only points to is
-declared forward. Kernels from v6.19 on need -fms-extensions (members "struct name;").
+a header that compiles, and vmlinux_h() one for BPF programs: what a type needs by value comes
+before it, what it only points to is declared forward. Kernels from v6.19 on need -fms-extensions
+(members "struct name;").
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pybpf.btf.consts import (
 from pybpf.btf.model import Btf, Member, Type
 from pybpf.errors import FormatError
 
-__all__ = ["CDump", "declare", "definition", "dump"]
+__all__ = ["CDump", "declare", "definition", "dump", "vmlinux_h"]
 
 _COMPOSITE = (KIND_STRUCT, KIND_UNION)
 _QUALIFIERS = {KIND_CONST: "const", KIND_VOLATILE: "volatile", KIND_RESTRICT: "restrict"}
@@ -67,6 +68,28 @@ def dump(btf: Btf, type_ids: Iterable[int] | None = None) -> str:
     return "".join(CDump(btf).header(type_ids))
 
 
+def vmlinux_h(btf: Btf, type_ids: Iterable[int] | None = None) -> str:
+    """``dump`` as a header for BPF programs: what they access of its structs is relocated (CO-RE)
+    unless BPF_NO_PRESERVE_ACCESS_INDEX is defined before, as in bpftool's vmlinux.h."""
+    return _VMLINUX_H.format(dump(btf, type_ids))
+
+
+_VMLINUX_H = """\
+#ifndef __VMLINUX_H__
+#define __VMLINUX_H__
+
+#if defined(__bpf__) && !defined(BPF_NO_PRESERVE_ACCESS_INDEX)
+#pragma clang attribute push (__attribute__((preserve_access_index)), apply_to = record)
+#endif
+
+{}#if defined(__bpf__) && !defined(BPF_NO_PRESERVE_ACCESS_INDEX)
+#pragma clang attribute pop
+#endif
+
+#endif
+"""
+
+
 class CDump:
     """Writes C. Two types of one name get ___2, ___3 … (a CO-RE flavour) in one dump."""
 
@@ -94,7 +117,9 @@ class CDump:
             found = self.btf.type(type_id)
             kind = found.kind
             if kind in _QUALIFIERS:
-                quals.append(_QUALIFIERS[kind])
+                # GCC qualifies an array as well as its elements (its bug 8354): once is enough.
+                if _QUALIFIERS[kind] not in quals:
+                    quals.append(_QUALIFIERS[kind])
                 type_id = found.size_or_type
                 continue
             if kind == KIND_TYPE_TAG:

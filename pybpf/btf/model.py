@@ -70,6 +70,10 @@ _MAX_SIZE_DEPTH = 32
 _CACHE = 4096
 
 
+def _again(data: bytes, base: Btf | None, name: str, byteorder: str) -> Btf:
+    return Btf(data, base=base, name=name, byteorder=byteorder)
+
+
 class Btf:
     """A BTF blob, or a split BTF on top of ``base``.
 
@@ -111,6 +115,10 @@ class Btf:
         # As it is loaded (pybpf.compiler), by what else that depends on: compiling the programs of
         # an object one by one asks for it each time.
         self.loadable: dict[tuple[int, ...], bytes] = {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """For pickle and copy: the bytes, read again (views of them cannot be pickled)."""
+        return _again, (self.raw(), self.base, self.label, self.byteorder)
 
     @classmethod
     def parse(

@@ -60,11 +60,22 @@ def _version() -> str:
         return "from a source tree, not installed"
 
 
+class _Version:
+    command = "--version"
+
+
+def _tell_version(_args: Any) -> int:
+    print(f"pybpf {_version()}")
+    return 0
+
+
 def _parse(arguments: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
     """(what runs the command, its arguments). Raises SystemExit, as argparse does.
 
     Only the module of the command that is called is imported.
     """
+    if arguments == ["--version"]:
+        return _tell_version, _Version
     if arguments[:1] == ["run"]:
         from pybpf.cli import run
 
@@ -131,9 +142,10 @@ def _columns() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"pybpf {_version()}")
-        return 0
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from pybpf.sys.files import open_streams
+
+        open_streams()
     try:
         runner, args = _parse(arguments)
     except SystemExit as exc:  # argparse: --help 0, wrong usage 2
@@ -192,6 +204,6 @@ def console() -> NoReturn:
     try:
         sys.stderr.flush()
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = status or 1  # our reader has gone
+    except OSError:
+        status = status or 1  # our reader has gone, or there is no room for what was said
     os._exit(status)

@@ -19,22 +19,20 @@ from pybpf.asm.consts import (
 )
 from pybpf.asm.disasm import Namer, disasm
 from pybpf.asm.insn import Instruction
-from pybpf.btf.cdecl import dump as c_header
+from pybpf.btf.cdecl import vmlinux_h
 from pybpf.btf.consts import (
     KIND_ARRAY,
-    KIND_DATASEC,
     KIND_FUNC,
     KIND_VAR,
 )
 from pybpf.btf.dedup import dedup
-from pybpf.btf.layout import layout
 from pybpf.btf.model import SYSFS, Btf
+from pybpf.btf.typed import typed
 from pybpf.btf.types import SIZED
 from pybpf.cli.common import emit, plain
 from pybpf.errors import FormatError, KernelError, PybpfError, UsageError
 from pybpf.kernel.btf import BtfObject
 from pybpf.kernel.kallsyms import addresses
-from pybpf.kernel.layout import decode
 from pybpf.kernel.link import Link
 from pybpf.kernel.map import Map
 from pybpf.kernel.object import KernelObject, iterate_ids
@@ -93,7 +91,10 @@ def add_btf(parser: argparse.ArgumentParser) -> None:
     found.add_argument(
         "which", metavar="vmlinux|MODULE|ID|FILE", help="raw BTF file, object file, or kernel BTF"
     )
-    found.add_argument("--format", choices=("raw", "c"), default="raw", help="raw (default) or C")
+    found.add_argument(
+        "--format", choices=("raw", "c"), default="raw",
+        help="raw (default), or C: a header for BPF programs, as bpftool's vmlinux.h",
+    )  # fmt: skip
     found.add_argument("--json", action="store_true", help="a line of JSON each")
     found.add_argument("--base", metavar="FILE", help="base of split BTF")
     found.add_argument("--type", metavar="NAME", help="only types of this name, and what they need")
@@ -213,10 +214,7 @@ def _dump_program(args: argparse.Namespace, found: Program) -> None:
 
 
 def _dump_map(args: argparse.Namespace, found: Map) -> None:
-    variables = _type_map(found)
-    for key, value in found.items():
-        if variables is not None:
-            value = _variables(value, variables)
+    for key, value in typed(found).items():
         if args.json:
             emit({"key": plain(key), "value": plain(value)})
         else:
@@ -255,44 +253,6 @@ def _namer() -> Namer:
     return name
 
 
-def _variables(value: Any, variables: list[tuple[str, int, Any]]) -> Any:
-    """A data section's value, or one for each CPU, by its variables."""
-    if isinstance(value, (list, tuple)):
-        return [_variables(one, variables) for one in value]
-    return {name: decode(form, value, at, sys.byteorder) for name, at, form in variables}
-
-
-def _type_map(found: Map) -> list[tuple[str, int, Any]] | None:
-    """Give the map the layouts that its BTF describes; (name, byte offset, layout) of the
-    variables where it is a data section."""
-    info = found.info()
-    if not info.get("btf_id"):
-        return None
-    with BtfObject.from_id(info["btf_id"]) as kept:
-        btf = Btf.parse(kept.data(), name=f"BTF {info['btf_id']}")
-    section = btf.type(info["btf_value_type_id"]) if info.get("btf_value_type_id") else None
-    if section is not None and section.kind == KIND_DATASEC:
-        out = []
-        for entry in section.variables:
-            try:
-                if entry.offset + entry.size <= found.value_size:
-                    form = layout(btf, entry.type)
-                    out.append((btf.type(entry.type).name, entry.offset, form))
-            except FormatError:
-                continue
-        return out
-    for field, size, name in (
-        ("btf_key_type_id", found.key_size, "key_layout"),
-        ("btf_value_type_id", found.value_size, "value_layout"),
-    ):
-        try:
-            if info.get(field) and btf.size(info[field]) == size:
-                setattr(found, name, layout(btf, info[field]))
-        except FormatError:
-            continue
-    return None
-
-
 def _dump_btf(args: argparse.Namespace) -> int:
     btf = _find_btf(args.which, args.base)
     wanted = None
@@ -303,7 +263,7 @@ def _dump_btf(args: argparse.Namespace) -> int:
     if args.format == "c":
         if args.json:
             raise UsageError("C is text: --format c and --json do not go together.")
-        sys.stdout.write(c_header(btf, wanted))
+        sys.stdout.write(vmlinux_h(btf, wanted))
         return 0
     for type_id in wanted if wanted is not None else range(btf.start_id, btf.count):
         if args.json:

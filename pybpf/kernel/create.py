@@ -7,7 +7,7 @@ an object.
 
 from __future__ import annotations
 
-from pybpf.errors import KernelError, VerifierError
+from pybpf.errors import KernelError, UsageError, VerifierError
 from pybpf.sys import abi, bpf
 
 TYPE_CHECKING = False
@@ -43,6 +43,11 @@ def map_fd(
 
     A refusal carries the kernel's own words where it has any (7.x). Raises KernelError.
     """
+    if min(key_size, value_size, max_entries) < 0:
+        raise UsageError(
+            f"key_size {key_size}, value_size {value_size}, max_entries {max_entries}: a map has "
+            "no negative ones", map=attributes.get("name") or None,
+        )  # fmt: skip
     try:
         return bpf.map_create(map_type, key_size, value_size, max_entries, **attributes)
     except KernelError as error:

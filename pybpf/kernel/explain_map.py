@@ -15,17 +15,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["hint"]
+    from pybpf.kernel.map import Map
+
+__all__ = ["element_hint", "hint"]
 
 _ARRAYS = (
     abi.BPF_MAP_TYPE_ARRAY, abi.BPF_MAP_TYPE_PERCPU_ARRAY, abi.BPF_MAP_TYPE_PROG_ARRAY,
     abi.BPF_MAP_TYPE_PERF_EVENT_ARRAY, abi.BPF_MAP_TYPE_CGROUP_ARRAY,
     abi.BPF_MAP_TYPE_ARRAY_OF_MAPS, abi.BPF_MAP_TYPE_DEVMAP, abi.BPF_MAP_TYPE_CPUMAP,
 )  # fmt: skip
+_HASHES = (
+    abi.BPF_MAP_TYPE_HASH, abi.BPF_MAP_TYPE_PERCPU_HASH, abi.BPF_MAP_TYPE_LRU_HASH,
+    abi.BPF_MAP_TYPE_LRU_PERCPU_HASH, abi.BPF_MAP_TYPE_HASH_OF_MAPS,
+)  # fmt: skip
 _STORAGE = (
     abi.BPF_MAP_TYPE_SK_STORAGE, abi.BPF_MAP_TYPE_INODE_STORAGE, abi.BPF_MAP_TYPE_TASK_STORAGE,
     abi.BPF_MAP_TYPE_CGRP_STORAGE,
 )  # fmt: skip
+_OF_MAPS = (abi.BPF_MAP_TYPE_ARRAY_OF_MAPS, abi.BPF_MAP_TYPE_HASH_OF_MAPS)
+# Further types with the keys of an array.
+_SLOTS = (abi.BPF_MAP_TYPE_SOCKMAP, abi.BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, abi.BPF_MAP_TYPE_XSKMAP)
+_FIXED = (abi.BPF_MAP_TYPE_ARRAY, abi.BPF_MAP_TYPE_PERCPU_ARRAY)
 _RINGS = (abi.BPF_MAP_TYPE_RINGBUF, abi.BPF_MAP_TYPE_USER_RINGBUF)
 
 
@@ -60,9 +70,52 @@ def hint(
         return f"The keys of this map type have 4 bytes, not {key} (array_map_alloc_check)."
     if map_type not in _ARRAYS and not value:
         return "value_size is 0."
+    if map_type in _HASHES and not key:
+        return "key_size is 0."
     if map_type == abi.BPF_MAP_TYPE_LPM_TRIE and not more.get("flags", 0) & abi.BPF_F_NO_PREALLOC:
         return "An LPM trie needs BPF_F_NO_PREALLOC (trie_alloc)."
     return _unknown_type(map_type)
+
+
+def element_hint(found: Map, call: str, code: int, flags: int = 0) -> str | None:
+    """One sentence on a refused operation on an element, or None."""
+    kind, most = found.type, found.max_entries
+    changes = call in ("BPF_MAP_UPDATE_ELEM", "BPF_MAP_UPDATE_BATCH")
+    if code == errno.E2BIG and changes:
+        if kind in _ARRAYS or kind in _SLOTS:
+            return f"Its keys are the numbers from 0 to {most - 1}."
+        return f"It is full: max_entries is {most}."
+    if code == errno.EPERM and frozen(found.fileno()):
+        return "The map is frozen: only programs change it, if anybody."
+    if code == errno.EINVAL and call == "BPF_MAP_DELETE_ELEM" and kind in _FIXED:
+        return "The elements of an array stay; store zeros instead."
+    if code == errno.EINVAL and changes and not flags:
+        if kind in _OF_MAPS:
+            return (
+                "A map of maps takes maps with the type, key_size, value_size and flags of the one "
+                "it was made with; inner arrays have its max_entries, too."
+            )
+        if kind == abi.BPF_MAP_TYPE_PROG_ARRAY:
+            return (
+                "All programs of a program array have one type, and agree in what they were loaded "
+                "for (bpf_prog_map_compatible)."
+            )
+    if code == errno.EEXIST and flags & abi.BPF_NOEXIST:
+        return "The key is there, and BPF_NOEXIST asks for a new one."
+    if code == errno.ENOENT and flags & abi.BPF_EXIST:
+        return "The key is not there, and BPF_EXIST asks for one that is."
+    if kind in _STORAGE and code == 524:
+        return "A local storage map has an element for each task, socket …: it cannot be listed."
+    return None
+
+
+def frozen(fd: int) -> bool:
+    """Whether a map is frozen, as its fdinfo says (5.2)."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return "frozen:\t1" in file.read()
+    except OSError:
+        return False
 
 
 def _unknown_type(map_type: int) -> str | None:

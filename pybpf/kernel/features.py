@@ -293,9 +293,13 @@ _PROBES: dict[str, tuple[str, Callable[[], bool | None]]] = {
 
 def probe(name: str) -> bool | None:
     """Whether the kernel has feature ``name`` (one of ``probes()``)."""
+    return _remember("feature", name, _known(name)[1])
+
+
+def _known(name: str) -> tuple[str, Callable[[], bool | None]]:
     if name not in _PROBES:
         raise UsageError(f"there is no feature {name!r}; there are: {', '.join(_PROBES)}")
-    return _remember("feature", name, _PROBES[name][1])
+    return _PROBES[name]
 
 
 def probes() -> tuple[str, ...]:
@@ -304,8 +308,8 @@ def probes() -> tuple[str, ...]:
 
 
 def requires(name: str) -> str:
-    """ "feature ringbuf (requires >= v5.8)"."""
-    return f"feature {name} (requires >= v{_PROBES[name][0]})"
+    """ "feature ringbuf (requires >= v5.8)". Raises UsageError for none of ``probes()``."""
+    return f"feature {name} (requires >= v{_known(name)[0]})"
 
 
 def requires_map_type(number: int) -> str:

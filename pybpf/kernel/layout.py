@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Layout = tuple[Any, ...]
     Buffer = bytes | bytearray | memoryview
 
-__all__ = ["cstr", "decode", "encode", "encode_sized", "size_of"]
+__all__ = ["cstr", "decode", "encode", "encode_sized", "named", "size_of"]
 
 _FLOATS = {4: "f", 8: "d"}
 
@@ -205,7 +205,10 @@ def _encode_array(layout: Layout, value: Any, out: bytearray, offset: int, byteo
     if not isinstance(value, (list, tuple)) or len(value) > count:
         raise UsageError(f"a sequence of at most {count} values is needed")
     for i, item in enumerate(value):
-        _encode(inner, item, out, offset + i * stride, byteorder)
+        try:
+            _encode(inner, item, out, offset + i * stride, byteorder)
+        except UsageError as error:
+            raise _inside(error, f"[{i}]")  # noqa: B904
 
 
 def _encode_members(
@@ -225,23 +228,37 @@ def _encode_members(
             mine = {k: v for k, v in value.items() if k in _names(inner)}
             if mine:
                 _encode(inner, mine, out, at, byteorder)
-        elif name not in value:
-            continue
-        elif len(member) > 3 and member[4]:
-            _encode_bits(member, value[name], out, at, byteorder)
-        else:
-            _encode(inner, value[name], out, at, byteorder)
+        elif name in value:
+            try:
+                if len(member) > 3 and member[4]:
+                    _encode_bits(member, value[name], out, at, byteorder)
+                else:
+                    _encode(inner, value[name], out, at, byteorder)
+            except UsageError as error:
+                raise _inside(error, f".{name}")  # noqa: B904
+
+
+def _inside(error: UsageError, step: str) -> UsageError:
+    """The error, with one step more of the way to it from the outermost value (``member``)."""
+    error.where["member"] = step + str(error.where.get("member", ""))
+    return error
+
+
+def named(error: UsageError, what: str, name: str = "") -> UsageError:
+    """The error of a value that is called ``name`` there: "value.in.b" for its member in.b."""
+    error.where = {what: name + str(error.where.pop("member", "")), **error.where}
+    return error
 
 
 def _encode_bits(
     member: tuple[Any, ...], value: Any, out: bytearray, at: int, byteorder: str
 ) -> None:
-    name, _, inner, bit_offset, bit_size = member
+    _, _, inner, bit_offset, bit_size = member
     number = _number(inner, value)
     signed = inner[0] in ("int", "enum") and inner[2]
     low, high = (-(1 << bit_size - 1), 1 << bit_size - 1) if signed else (0, 1 << bit_size)
     if not low <= number < high:
-        raise UsageError(f"{number} does not fit into the {bit_size} bits of {name}")
+        raise UsageError(f"{number} does not fit into its {bit_size} bits")
     width, shift = _span(inner, bit_offset, bit_size, byteorder)
     mask = (1 << bit_size) - 1
     old = int.from_bytes(out[at : at + width], _literal(byteorder))

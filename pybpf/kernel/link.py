@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from pybpf.errors import KernelError
 from pybpf.kernel.layout import cstr
-from pybpf.kernel.object import KernelObject
+from pybpf.kernel.object import KernelObject, fd_of
 from pybpf.sys import abi, bpf, layouts
 from pybpf.sys.syscalls import Pointer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from pybpf.kernel.program import Program
 
 __all__ = ["Link"]
 
@@ -88,10 +90,14 @@ class Link(KernelObject):
             out["map_id"] = map_id
         return out
 
-    def update(self, program_fd: int, *, old_program_fd: int | None = None) -> None:
-        """Replace the program (5.7); with old_program_fd only if that one is attached now."""
+    def update(
+        self, program: Program | int, *, old_program: Program | int | None = None
+    ) -> None:
+        """Replace the program (5.7) by a Program or the fd of one; with old_program only if that
+        one is attached now."""
+        old = None if old_program is None else fd_of(old_program)
         try:
-            bpf.link_update(self.fileno(), program_fd, old_program_fd)
+            bpf.link_update(self.fileno(), fd_of(program), old)
         except KernelError as error:
             raise error.at(link=self._name)  # noqa: B904
 

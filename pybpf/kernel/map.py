@@ -97,7 +97,12 @@ class Map(KernelObject):
     and type have them (5.6).
 
     Maps of maps, of programs and of sockets take a Map, a Program or anything with a fileno() as a
-    value; ``open(key)`` opens the map or program that an element holds.
+    value, and give the number that the kernel shows (an id of a map or program, a socket's cookie);
+    ``open(key)`` opens the map or program that an element holds. Of a Bloom filter only
+    ``value in m`` can be asked.
+
+    A map that ``from_pin`` or ``from_id`` opened has no layouts: ``pybpf.typed`` gives it those of
+    its BTF.
     """
 
     __slots__ = (
@@ -193,7 +198,7 @@ class Map(KernelObject):
         try:
             return _layout.encode_sized(value, size, layout)
         except UsageError as error:
-            raise error.at(map=self._name, what=what)  # noqa: B904
+            raise _layout.named(error, "in", what).at(map=self._name)  # noqa: B904
 
     def _value(self, value: Any) -> bytes:
         if self.type in _OF_FDS and hasattr(value, "fileno"):
@@ -217,6 +222,8 @@ class Map(KernelObject):
         return bytearray(self.value_size)
 
     def _decode(self, data: bytearray | memoryview) -> Any:
+        if self.type in _OF_FDS:
+            return int.from_bytes(data, sys.byteorder)
         if not self.per_cpu:
             return self._python(data, self.value_layout)
         size, stride = self.value_size, (self.value_size + 7) // 8 * 8
@@ -231,18 +238,38 @@ class Map(KernelObject):
             return bytes(data)
         return _layout.decode(layout, data, 0, sys.byteorder)
 
+    def _told_key(self, data: bytes) -> Any:
+        if self.key_layout is None and self.type in _ARRAYS:
+            return int.from_bytes(data, sys.byteorder)
+        return self._python(data, self.key_layout)
+
+    def _refused(self, error: KernelError, flags: int = 0) -> KernelError:
+        """The error with the map's name, and what to do where that can be told."""
+        from pybpf.kernel.explain_map import element_hint
+
+        error.hint = error.hint or element_hint(self, error.call, error.errno, flags)
+        error.at(map=self._name)
+        return error
+
     # --- elements -----------------------------------------------------------------------------
 
     def lookup(self, key: Any, default: Any = None, *, flags: int = 0) -> Any:
         """The value of ``key``, or ``default``. flags: BPF_F_LOCK (5.1). For a queue or stack
         (key None) the next element, which stays."""
+        self._not_a_filter()
         value = self._buffer()
         raw = self._key(key)
         try:
             found = bpf.map_lookup(self.fileno(), raw, value, flags)
         except KernelError as error:
-            raise error.at(map=self._name)  # noqa: B904
+            raise self._refused(error, flags)  # noqa: B904
         return self._decode(value) if found else default
+
+    def _not_a_filter(self) -> None:
+        if self.type == abi.BPF_MAP_TYPE_BLOOM_FILTER:
+            raise UsageError(
+                "a Bloom filter gives no elements.", hint="Ask it `value in m`.", map=self._name
+            )
 
     def update(self, key: Any, value: Any, flags: int = abi.BPF_ANY) -> None:
         """Store ``value``; BPF_NOEXIST: only a new key (else EEXIST), BPF_EXIST: only a present
@@ -251,23 +278,24 @@ class Map(KernelObject):
         try:
             bpf.map_update(self.fileno(), raw, self._value(value), flags)
         except KernelError as error:
-            raise error.at(map=self._name)  # noqa: B904
+            raise self._refused(error, flags)  # noqa: B904
 
     def delete(self, key: Any) -> bool:
         """Remove ``key``; False if it was not there. Elements of arrays cannot go: EINVAL."""
         try:
             return bpf.map_delete(self.fileno(), self._plain_key(key))
         except KernelError as error:
-            raise error.at(map=self._name)  # noqa: B904
+            raise self._refused(error)  # noqa: B904
 
     def pop(self, key: Any = None, default: Any = None) -> Any:
         """Look up and delete in one step (queue and stack 4.20, hash maps 5.14)."""
+        self._not_a_filter()
         value = self._buffer()
         raw = self._key(key)
         try:
             found = bpf.map_lookup_and_delete(self.fileno(), raw, value)
         except KernelError as error:
-            raise error.at(map=self._name)  # noqa: B904
+            raise self._refused(error)  # noqa: B904
         return self._decode(value) if found else default
 
     def open(self, key: Any) -> Map | Program:
@@ -311,7 +339,7 @@ class Map(KernelObject):
             try:
                 more = bpf.map_next_key(self.fileno(), key, following)
             except KernelError as error:
-                raise error.at(map=self._name)  # noqa: B904
+                raise self._refused(error)  # noqa: B904
             if waiting is not None:
                 yield waiting
                 waiting = None
@@ -333,7 +361,7 @@ class Map(KernelObject):
     def keys(self) -> Iterator[Any]:
         """The keys, each once; see ``raw_keys``."""
         for key in self.raw_keys():
-            yield self._python(key, self.key_layout)
+            yield self._told_key(key)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """(key, value) pairs; a key that vanishes meanwhile is left out."""
@@ -353,7 +381,7 @@ class Map(KernelObject):
         for key in self.raw_keys():
             value = self.lookup(key, missing)
             if value is not missing:
-                yield self._python(key, self.key_layout), value
+                yield self._told_key(key), value
 
     def values(self) -> Iterator[Any]:
         """The values, as ``items`` gives them."""
@@ -380,6 +408,11 @@ class Map(KernelObject):
             raise KeyError(key)
 
     def __contains__(self, key: Any) -> bool:
+        if self.type == abi.BPF_MAP_TYPE_BLOOM_FILTER:  # here it is a value
+            try:
+                return bpf.map_lookup(self.fileno(), None, bytearray(self._value(key)))
+            except KernelError as error:
+                raise self._refused(error)  # noqa: B904
         missing = object()
         return self.lookup(key, missing) is not missing
 
@@ -430,7 +463,7 @@ class Map(KernelObject):
             for i in range(done):
                 key = bytes(keys[i * self.key_size : (i + 1) * self.key_size])
                 yield (
-                    self._python(key, self.key_layout),
+                    self._told_key(key),
                     self._decode(view[i * width : (i + 1) * width]),
                 )
             if end:
@@ -438,8 +471,8 @@ class Map(KernelObject):
             cursor = following
 
     def update_batch(self, pairs: Any) -> int:
-        """Store many (key, value) pairs in one call; returns their number."""
-        items = list(pairs)
+        """Store many (key, value) pairs, or a dict, in one call; returns their number."""
+        items = list(pairs.items() if isinstance(pairs, dict) else pairs)
         keys = self._many(
             [key for key, _ in items], self.key_size, self.key_layout, self._plain_key
         )
@@ -454,7 +487,13 @@ class Map(KernelObject):
         """Delete many keys in one call; ENOENT (with the count done) if one is missing."""
         items = list(keys)
         raw = self._many(items, self.key_size, self.key_layout, self._plain_key)
-        return self._write_batch(abi.BPF_MAP_DELETE_BATCH, len(items), raw, None)
+        try:
+            return self._write_batch(abi.BPF_MAP_DELETE_BATCH, len(items), raw, None)
+        except KernelError as error:
+            done = error.where.get("count")
+            if error.errno == bpf.ENOENT and isinstance(done, int) and done < len(items):
+                error.hint = f"There is no key {items[done]!r}; those before it are deleted."
+            raise
 
     @staticmethod
     def _many(
@@ -475,7 +514,7 @@ class Map(KernelObject):
         try:
             return bpf.map_batch(cmd, self.fileno(), count, keys=keys, values=values)[0]
         except KernelError as error:
-            raise error.at(map=self._name)  # noqa: B904
+            raise self._refused(error)  # noqa: B904
 
     # --- the map as a whole -------------------------------------------------------------------
 

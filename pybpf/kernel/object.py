@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Self
 
-__all__ = ["KernelObject", "iterate_ids", "unlink_pin"]
+__all__ = ["KernelObject", "fd_of", "filesystem", "iterate_ids", "unlink_pin"]
 
 _EEXIST = 17
 
@@ -200,6 +200,14 @@ def pin_hint(path: str) -> str | None:
         return f"The bpf filesystem allows no dots in names: {last!r}."
     if not os.path.isdir(folder):
         return f"There is no directory {folder!r}."
+    kind = filesystem(folder)
+    if kind not in ("", "bpf"):
+        return f"{folder!r} is on {kind}; pins need a filesystem of type bpf (mount -t bpf)."
+    return None
+
+
+def filesystem(folder: str) -> str:
+    """The type of the filesystem that ``folder`` is on, by the mount table; "" without /proc."""
     best, kind = "", ""
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
@@ -209,10 +217,8 @@ def pin_hint(path: str) -> str | None:
                 if inside and len(mounted) >= len(best):
                     best, kind = mounted, fstype
     except OSError:
-        return None
-    if kind and kind != "bpf":
-        return f"{folder!r} is on a {kind} filesystem; pins need one of type bpf (mount -t bpf)."
-    return None
+        pass
+    return kind
 
 
 def unlink_pin(path: str) -> bool:
@@ -222,6 +228,11 @@ def unlink_pin(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def fd_of(thing: Any) -> int:
+    """The fd that a live object or a socket has, or the fd itself."""
+    return thing if isinstance(thing, int) else int(thing.fileno())
 
 
 def iterate_ids(cmd: int) -> Iterator[int]:

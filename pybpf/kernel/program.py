@@ -6,16 +6,18 @@ from __future__ import annotations
 import struct
 import sys
 
-from pybpf.errors import KernelError
+from pybpf.errors import KernelError, UsageError
 from pybpf.kernel import layout as _layout
 from pybpf.kernel.create import program_fd as load_fd
-from pybpf.kernel.object import KernelObject
+from pybpf.kernel.object import KernelObject, fd_of
 from pybpf.sys import abi, bpf, layouts
 from pybpf.sys.syscalls import Pointer, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from pybpf.kernel.map import Map
 
     Buffer = bytes | bytearray | memoryview
 
@@ -33,6 +35,16 @@ XDP_MD = (
         )
     ),
 )  # fmt: skip
+
+_ETHERNET = 14  # ETH_HLEN: bpf_prog_test_run_skb and _xdp take nothing shorter
+_ON_PACKETS = frozenset(
+    (
+        abi.BPF_PROG_TYPE_SOCKET_FILTER, abi.BPF_PROG_TYPE_SCHED_CLS, abi.BPF_PROG_TYPE_SCHED_ACT,
+        abi.BPF_PROG_TYPE_XDP, abi.BPF_PROG_TYPE_CGROUP_SKB, abi.BPF_PROG_TYPE_LWT_IN,
+        abi.BPF_PROG_TYPE_LWT_OUT, abi.BPF_PROG_TYPE_LWT_XMIT, abi.BPF_PROG_TYPE_FLOW_DISSECTOR,
+    )
+)  # fmt: skip
+
 
 class RunResult:
     """What BPF_PROG_RUN gave: retval (unsigned 32 bits), duration (ns a run), data, and ctx
@@ -144,6 +156,11 @@ class Program(KernelObject):
             # A SYSCALL program changes the context in place; the others copy it out.
             if data is not None and not ctx_size:
                 ctx_size = len(ctx)
+        elif not isinstance(ctx, (bytes, bytearray, memoryview, type(None))):
+            raise UsageError(
+                f"without a layout the context is bytes, not {type(ctx).__name__}",
+                program=self._name,
+            )
         out = bytearray(data_size or len(data) + 256) if data is not None else None
         room = bytearray(ctx_size) if ctx_size else None
         plain = data is None and not ctx_size
@@ -154,23 +171,30 @@ class Program(KernelObject):
                 repeat=0 if plain and repeat == 1 else repeat, flags=flags, cpu=cpu,
             )  # fmt: skip
         except KernelError as error:
+            if error.errno == bpf.ENOTSUPP:
+                error.hint = "The kernel runs no programs of this type by themselves."
+            elif data is not None and len(data) < _ETHERNET and self.type in _ON_PACKETS:
+                error.hint = f"A packet of {_ETHERNET} bytes or more is needed."
+            elif data is None and self.type in _ON_PACKETS:
+                error.hint = "It runs on a packet: give data."
             raise error.at(program=self._name)  # noqa: B904
         changed = bytes(given) if plain and given is not None else bytes((room or b"")[:got_ctx])
         after = changed if layout is None else _layout.decode(layout, changed, 0, sys.byteorder)
         return RunResult(retval, duration, bytes((out or b"")[:got]), after)
 
-    def attach_socket(self, socket: int, *, reuseport: bool = False) -> None:
-        """Filter a socket (its fd) with a program of section "socket" (SO_ATTACH_BPF, 3.19), or
+    def attach_socket(self, socket: Any, *, reuseport: bool = False) -> None:
+        """Filter a socket (or its fd) with a program of section "socket" (SO_ATTACH_BPF, 3.19), or
         choose among its group with one of "sk_reuseport" (SO_ATTACH_REUSEPORT_EBPF, 4.19). The
         socket holds the program until it is closed or another one takes its place."""
         # SO_ATTACH_BPF 50, SO_ATTACH_REUSEPORT_EBPF 52 of SOL_SOCKET 1 (asm-generic/socket.h)
         option = 52 if reuseport else 50
         value = bytearray(struct.pack("=i", self.fileno()))
+        fd = fd_of(socket)
         try:
-            syscall("setsockopt", socket, 1, option, value, 4)
+            syscall("setsockopt", fd, 1, option, value, 4)
         except KernelError as error:
-            raise error.at(program=self._name, socket=socket)  # noqa: B904
+            raise error.at(program=self._name, socket=fd)  # noqa: B904
 
-    def bind_map(self, map_fd: int) -> None:
-        """Keep a map alive as long as the program (5.10)."""
-        bpf.prog_bind_map(self.fileno(), map_fd)
+    def bind_map(self, bound: Map | int) -> None:
+        """Keep a map (or that of an fd) alive as long as the program (5.10)."""
+        bpf.prog_bind_map(self.fileno(), fd_of(bound))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from pybpf.errors import KernelError, UsageError
-from pybpf.kernel.object import KernelObject
+from pybpf.kernel.object import KernelObject, filesystem
 from pybpf.sys import bpf
 from pybpf.sys.syscalls import fail
 
@@ -50,6 +50,8 @@ class Token(KernelObject):
                     "Tokens are for processes in a user namespace of their own, from a bpf "
                     "filesystem mounted there."
                 )
+            elif isinstance(bpffs, str) and (kind := filesystem(bpffs)) not in ("", "bpf"):
+                error.hint = f"It is on {kind}; tokens are made from a filesystem of type bpf."
             raise error.at(path=bpffs)  # noqa: B904
         finally:
             os.close(fd)

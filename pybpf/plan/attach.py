@@ -207,6 +207,13 @@ def _path(executor: Executor, op: LinkCreate, program: int) -> None:
     target = _open(op.target)
     try:
         _link(executor, op, program, target)
+    except KernelError as error:
+        if op.how == "cgroup" and error.errno == bpf.EBADF and isinstance(op.target, str):
+            from pybpf.kernel.object import filesystem
+
+            if (kind := filesystem(op.target)) not in ("", "cgroup2"):
+                error.hint = f"It is on {kind}; a directory of cgroup2 is needed."
+        raise
     finally:
         posix.close(target)
 

@@ -82,7 +82,12 @@ def _tracefs(name: str, **where: str) -> bytes:
     from os.path import isdir
 
     mounted = any(isdir(f"{root}/events") for root in TRACEFS)
-    hint = None if mounted else "tracefs is not mounted at /sys/kernel/tracing."
+    hint = (
+        None
+        if mounted
+        else "tracefs is not mounted at /sys/kernel/tracing (mount -t tracefs tracefs …), or the "
+        "kernel has none (CONFIG_TRACING)."
+    )
     raise fail("open", failed, hint=hint, **where)
 
 
@@ -103,7 +108,14 @@ def _source(device: str) -> tuple[int, int]:
         with open(f"{base}/format/retprobe", encoding="ascii") as file:
             bit = int(file.read().strip().removeprefix("config:"))
     except OSError as error:
-        raise fail("open", error.errno or 2, path=base) from None
+        from os.path import isdir
+
+        hint = (
+            f"This kernel has no perf events of {device}s (CONFIG_{device.upper()}_EVENTS, 4.17)."
+            if isdir(EVENT_SOURCES)
+            else "sysfs is not mounted at /sys."
+        )
+        raise fail("open", error.errno or 2, hint=hint, path=base) from None
     return number, 1 << bit
 
 

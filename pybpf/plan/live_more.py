@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import posix
 
-from pybpf.errors import UsageError
+from pybpf.errors import KernelError, UsageError
+from pybpf.sys import abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from pybpf.plan.run import Executor
 
 __all__ = ["attach_program", "detach_fds", "inherit"]
+
+_EBADF = 9
+# What is done in place of attaching, by program type.
+_INSTEAD = {
+    abi.BPF_PROG_TYPE_SOCKET_FILTER: "Program.attach_socket gives it to a socket.",
+    abi.BPF_PROG_TYPE_SK_REUSEPORT: "Program.attach_socket gives it to a socket.",
+    abi.BPF_PROG_TYPE_SYSCALL: "Program.test_run runs it.",
+}
 
 
 def attach_program(
@@ -38,21 +47,23 @@ def attach_program(
     from pybpf.plan import ops as _ops
 
     executor = live._alive()
-    program: Program = _named(live.programs, name, "program")
+    program: Program = _named(live, live.programs, name, "program")
     load = _load_of(live.plan.ops, executor, live.plan.programs[name], name)
     how = how or _attach.how_of(load.type, load.expected_attach_type, load.section)
     if how is None:
         raise UsageError(
-            f"a program of section {load.section!r} is not attached by a link",
-            program=name, hint="pybpf.plan.attach says what is done with it instead.",
+            f"a program of section {load.section!r} is not attached by a link.",
+            object=live.name, program=name,
+            hint=_INSTEAD.get(load.type, "pybpf.plan.attach says what is done with it instead."),
         )  # fmt: skip
     program.fileno()
-    fields = {key.replace("__", "."): value for key, value in extra.items()}
+    fields = _fields(live, name, how, extra)
     if cookie:
         if how not in _attach.COOKIES:
-            raise UsageError(f"links of {how} have no cookie", program=name)
+            raise UsageError(f"links of {how} have no cookie", object=live.name, program=name)
         fields[_attach.COOKIES[how]] = cookie
-    if how == "iter" and target is None:
+    iterates = how == "iter" and target is None
+    if iterates:
         how = "link"
     mark = len(executor.journal)
     try:
@@ -71,6 +82,8 @@ def attach_program(
         ))  # fmt: skip
     except BaseException as error:
         executor.undo(mark, error)
+        if iterates and isinstance(error, KernelError) and error.errno == _EBADF:
+            error.hint = "An iterator over a map's elements needs the map as its target."
         raise
     if executor.slots[slot] < 0:
         return None
@@ -82,11 +95,34 @@ def attach_program(
     return live.links[key]
 
 
+def _fields(live: Object, name: str, how: str, extra: dict[str, int]) -> dict[str, int]:
+    """Fields of BPF_LINK_CREATE, and pid of user probes. Raises UsageError."""
+    from pybpf.sys.layouts import ATTR_LINK_CREATE
+
+    fields = {key.replace("__", "."): value for key, value in extra.items()}
+    known = {key for key in ATTR_LINK_CREATE if "." in key or key.startswith("iter_info")}
+    if how.startswith(("uprobe", "uretprobe")):
+        known.add("pid")
+    for key, value in fields.items():
+        if key not in known:
+            raise UsageError(
+                f"a link of {how} has no {key.replace('.', '__')!r}.",
+                hint="There are: " + ", ".join(sorted(key.replace(".", "__") for key in known)),
+                object=live.name, program=name,
+            )  # fmt: skip
+        if not isinstance(value, int):
+            raise UsageError(
+                f"{key.replace('.', '__')} is a number, not {type(value).__name__}",
+                object=live.name, program=name,
+            )  # fmt: skip
+    return fields
+
+
 def _map_slot(live: Object, executor: Executor, target: Any) -> int:
     """The slot of one of our maps, or a new one for a further fd of somebody's Map."""
     from pybpf.kernel.map import Map
 
-    found = _named(live.maps, target, "map") if isinstance(target, str) else target
+    found = _named(live, live.maps, target, "map") if isinstance(target, str) else target
     if not isinstance(found, Map):
         raise UsageError(f"a map is needed as the target, not {target!r}")
     executor.slots.append(-1)
@@ -104,9 +140,9 @@ def inherit(
             for name, link in live.links.items():
                 made["links"][name] = link.dup(inheritable=True)
         for name in maps:
-            made["maps"][name] = _named(live.maps, name, "map").dup(inheritable=True)
+            made["maps"][name] = _named(live, live.maps, name, "map").dup(inheritable=True)
         for name in programs:
-            program = _named(live.programs, name, "program")
+            program = _named(live, live.programs, name, "program")
             made["programs"][name] = program.dup(inheritable=True)
     except BaseException:
         for part in made.values():
@@ -154,7 +190,9 @@ def _load_of(operations: Any, executor: Executor, slot: int, name: str) -> Any:
     return None
 
 
-def _named(things: dict[str, Any], name: str, what: str) -> Any:
+def _named(live: Object, things: dict[str, Any], name: str, what: str) -> Any:
     if name not in things:
-        raise UsageError(f"there is no {what} {name!r}; there are: {', '.join(things)}")
+        raise UsageError(
+            f"there is no {what} {name!r}; there are: {', '.join(things)}", object=live.name
+        )
     return things[name]

@@ -237,7 +237,8 @@ class Executor:
                 if not _leads_on(error, op.on) or label == op.alternatives[-1][0]:
                     for earlier, why in failed[:-1]:
                         error.add_note(f"{op.label}: {earlier!r} failed before: {why}")
-                    raise error.at(choice=f"{op.label}: {label}")  # noqa: B904
+                    error.where.setdefault("choice", f"{op.label}: {label}")
+                    raise
                 continue
             self.choices[op.label] = label
             return

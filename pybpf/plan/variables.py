@@ -98,7 +98,7 @@ class Variables:
         try:
             data = _layout.encode_sized(value, size, layout)
         except UsageError as error:
-            raise error.at(variable=name)  # noqa: B904
+            raise _layout.named(error, "variable", name)  # noqa: B904
         if found.flags & abi.BPF_F_RDONLY_PROG:
             raise UsageError(
                 f"variable {name!r} is in {map_name}, which is read-only once it is loaded; "
@@ -114,6 +114,9 @@ class Variables:
         whole = bytearray(raw.lookup(key))
         whole[offset : offset + size] = data
         raw.update(key, whole)
+
+    def __repr__(self) -> str:
+        return f"<Variables of {self._plan.name}: {', '.join(self)}>"
 
     def unmap(self) -> None:
         """Take the data maps out of this process' memory (design: once a guard is filled, what is

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from pybpf.errors import FormatError
 
@@ -11,12 +12,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from io import FileIO
 
-__all__ = ["LARGEST", "read_file", "read_head"]
+__all__ = ["LARGEST", "open_streams", "read_file", "read_head"]
 
 LARGEST = 64 << 20  # bytes; objects with all of their debug information have a few million
 _PIECE = 1 << 20
 # Opening a FIFO that nobody writes would wait for ever; reading it then finds its end at once.
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+
+
+def open_streams() -> None:
+    """Make standard streams that were closed /dev/null: what a command opens would take their
+    numbers, and Python has None in their places."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(fd)
+    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 def _open(path: str | os.PathLike[str]) -> FileIO:

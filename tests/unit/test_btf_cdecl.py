@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pybpf.btf.cdecl import CDump, declare, definition, dump
+import pybpf
+from pybpf.btf.cdecl import CDump, declare, definition, dump, vmlinux_h
 from pybpf.btf.consts import KIND_STRUCT, KIND_UNION
 from pybpf.btf.model import Btf
 from pybpf.btf.write import BtfWriter
@@ -42,6 +43,7 @@ def test_declarators() -> None:
     to_array = w.add_ptr(w.add_array(i, i, 3))
     returns = w.add_ptr(w.add_proto(w.add_ptr(w.add_proto(0, [("x", i)]))))
     user = w.add_ptr(w.add_type_tag("user", s))
+    twice = w.add_const(w.add_array(w.add_const(w.add_volatile(char)), i, 3))
     btf = w.btf()
     assert declare(btf, ptr, "f") == "struct file *f"
     assert declare(btf, const_ptr, "s") == "const char *s"
@@ -53,6 +55,7 @@ def test_declarators() -> None:
     assert declare(btf, returns, "g") == "void (*(*g)(void))(int x)"
     assert declare(btf, user) == "struct file *"
     assert declare(btf, 0, "*p") == "void *p"
+    assert declare(btf, twice, "name") == "volatile const char name[3]"
 
 
 def test_definitions() -> None:
@@ -108,6 +111,28 @@ def test_what_contains_itself_ends() -> None:
             dump(w.btf(), [type_id])
         with pytest.raises(FormatError):
             definition(w.btf(), 2)
+
+
+@pytest.mark.skipif(clang() is None, reason="no clang")
+def test_a_header_for_bpf_programs_makes_their_accesses_relocatable(tmp_path: Path) -> None:
+    w = BtfWriter()
+    i = w.add_int("int", 4, signed=True)
+    w.add_struct("task_struct", 8, [("pid", i, 32)])
+    (tmp_path / "vmlinux.h").write_text(vmlinux_h(w.btf()))
+    source = tmp_path / "x.bpf.c"
+    source.write_text(
+        '#include "vmlinux.h"\n#include "vmlinux.h"\n'
+        '__attribute__((section("tp_btf/x"))) int f(struct task_struct *t) { return t->pid; }\n'
+    )
+    sites = {}
+    for word in ("", "-DBPF_NO_PRESERVE_ACCESS_INDEX"):
+        out = tmp_path / "x.o"
+        subprocess.run(
+            [clang() or "", "--target=bpf", "-Wall", "-Werror", "-O2", "-g", *word.split(), "-c",
+             str(source), "-o", str(out)], check=True, timeout=120,
+        )  # fmt: skip
+        sites[word] = [r.access for r in pybpf.read(out).functions[0].core]
+    assert sites == {"": ["0:0"], "-DBPF_NO_PRESERVE_ACCESS_INDEX": []}
 
 
 def assertions(btf: Btf, names: CDump) -> Iterator[str]:
