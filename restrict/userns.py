@@ -218,9 +218,9 @@ class Userns:
         )  # fmt: skip
 
     @staticmethod
-    def _inner(ident: bytes) -> Map | None:
+    def _inner(ident: int) -> Map | None:
         try:
-            return Map.from_id(struct.unpack("=I", ident)[0])
+            return Map.from_id(ident)
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise

@@ -43,11 +43,12 @@ def map_fd(
 
     A refusal carries the kernel's own words where it has any (7.x). Raises KernelError.
     """
-    if min(key_size, value_size, max_entries) < 0:
+    sizes = (key_size, value_size, max_entries)
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise UsageError(
-            f"key_size {key_size}, value_size {value_size}, max_entries {max_entries}: a map has "
-            "no negative ones", map=attributes.get("name") or None,
-        )  # fmt: skip
+            f"key_size, value_size and max_entries are numbers from 0 on, not {sizes}",
+            map=attributes.get("name") or None,
+        )
     try:
         return bpf.map_create(map_type, key_size, value_size, max_entries, **attributes)
     except KernelError as error:

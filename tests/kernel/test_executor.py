@@ -382,8 +382,7 @@ def test_maps_in_maps_and_program_arrays(prefix: str) -> None:
              + returns(1), fd_array=(2,)),
     )  # fmt: skip
     with run(the_plan) as obj:
-        inner = struct.unpack("=I", obj.maps[f"{prefix}_out"][5])[0]
-        assert inner == obj.maps[f"{prefix}_in"].id
+        assert obj.maps[f"{prefix}_out"][5] == obj.maps[f"{prefix}_in"].id
         assert obj.programs[f"{prefix}_c"].test_run(bytes(20)).retval == 42
 
 
