@@ -62,11 +62,12 @@ def test_guest_report() -> None:
     result = json.loads(json.dumps(digest(_raw())))
     acts = {"ioctl": {"off": [100.0, 100.0, 100.0], "on": [108.0, 110.0, 110.0]}}
     result["acts"] = digest_acts({"acts": {"userns": acts}})
-    result["boot"] = {
+    boot = {
         "kernel_ms": 1500.0,
         "said": [[12.5, "armed: 13 programs"]],
         "begun": [[2.0, "load"], [7.5, "arm"]],
     }
+    result["boot"] = {"exec": boot}
     text = guest_text({"7.3": result})
     assert "lane 7.3: Linux 7.3.4-test" in text
     assert "counts instructions" in text

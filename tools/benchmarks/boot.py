@@ -46,18 +46,19 @@ sys.exit(main(["init", "/etc/restrict/init.conf"]))
 """
 
 
-def _initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
-    return {**files(run), "init": _INIT}
-
-
-def boot_times(lane: str) -> dict[str, Any]:
+def boot_times(lane: str, keep: str) -> dict[str, Any]:
     """Milliseconds since the first line of /init, by what restrict said in the kernel's log.
 
-    Raises BenchError, GuestError.
+    keep: as in the configuration; the next PID 1 is none of restrict's. Raises BenchError,
+    GuestError.
     """
+
+    def initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
+        return {**files(run, keep=keep), "init": _INIT}
+
     script = HERE / "child" / "boot.py"
     guest = CountingGuest(
-        lane_of(lane), files={script.name: script.read_bytes()}, initramfs=_initramfs
+        lane_of(lane), files={script.name: script.read_bytes()}, initramfs=initramfs
     )
-    with progress(f"booting a guest of lane {lane} by restrict init"):
+    with progress(f"booting a guest of lane {lane} by restrict init, keep = {keep}"):
         return answer_of(guest, lane, script.name)

@@ -140,7 +140,7 @@ def _guest(arguments: argparse.Namespace) -> dict[str, Any]:
     subjects = choose(words, corpus_folder(arguments.corpus))[0] if words else []
     return {
         lane: {
-            "boot": boot_times(lane),
+            "boot": {keep: boot_times(lane, keep) for keep in ("exec", "auto")},
             "acts": measure_acts(lane, arguments.guest_rounds),
             **measure(lane, arguments.guest_rounds, subjects),
         }

@@ -119,7 +119,7 @@ def measure(lane: str, rounds: int, subjects: Sequence[Subject] = ()) -> dict[st
     }
     files = _objects(subjects)
     files["phases.py"] = (HERE / "phases.py").read_bytes()
-    for name in ("guest.py", "load_bundle.py", "load_elf.py", "phase_times.py"):
+    for name in ("guest.py", "load_bundle.py", "load_elf.py", "phase_times.py", "prepared.py"):
         files[name] = (HERE / "child" / name).read_bytes()
     files["wanted.json"] = json.dumps(wanted).encode()
     guest = CountingGuest(lane_of(lane), files=files)

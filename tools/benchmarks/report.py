@@ -227,22 +227,22 @@ def _guest_tables(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"Acts that {policy} allows to all, on a tmpfs, instructions of one\n" + render(
             ["act", "off", "on", "on ÷ off"], rows
         )
-    boot = result["boot"]
-    yield (
-        f"Early boot by restrict init (the kernel alone: {number(boot['kernel_ms'])} ms): ms since "
-        "the first line of /init\n"
-        + render(
-            ["what it said", "ms"], [[text[:90], number(took)] for took, text in boot["said"]]
+    for keep, boot in result["boot"].items():
+        yield (
+            f"Early boot by restrict init, keep = {keep} (the kernel alone: "
+            f"{number(boot['kernel_ms'])} ms): ms since the first line of /init\n"
+            + render(
+                ["what it said", "ms"], [[text[:90], number(took)] for took, text in boot["said"]]
+            )
         )
-    )
-    ends = [*(time for time, _ in boot["begun"][1:]), boot["said"][-1][0]]
-    yield "Its steps, ms of each\n" + render(
-        ["step", "ms"],
-        [
-            [name, number(max(0.0, end - start))]
-            for (start, name), end in zip(boot["begun"], ends, strict=True)
-        ],
-    )
+        ends = [*(time for time, _ in boot["begun"][1:]), boot["said"][-1][0]]
+        yield "Its steps, ms of each\n" + render(
+            ["step", "ms"],
+            [
+                [name, number(max(0.0, end - start))]
+                for (start, name), end in zip(boot["begun"], ends, strict=True)
+            ],
+        )
 
 
 def _a_call(row: Mapping[str, Any] | None) -> str:

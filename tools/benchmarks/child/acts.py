@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in the guest: what the policies on namespaces and pins cost acts they do not judge.
+"""Runs in the guest: what the policies cost acts that they do not judge, or allow to all.
 
 CONFIGURATION (a JSON file in this folder). Everything happens on a tmpfs, by a process of the
 initial user namespace; nothing is denied. Prints progress, and at the end one line "RESULT {…}".
@@ -14,17 +14,17 @@ import sys
 
 sys.path.insert(0, "/project")
 
-from restrict import pins, userns_pins  # noqa: E402
+from prepared import BENCH, prepare  # type: ignore[import-not-found]  # noqa: E402
+
+from pybpf.plan.frozen import from_bytes  # noqa: E402
+from restrict import fsaccess, lockout, pins, userns_pins  # noqa: E402
 from restrict.mounts import ensure  # noqa: E402
-from tests.vm.scenario import Guest  # noqa: E402
-from tools.guest.inside.kernel import disks  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-BENCH = "/run/bench"
 FOLDER = "/run/acts"
 DEEP = f"{FOLDER}/a/b/c/d"
 PLANS = "/project/bpf/objects"
@@ -61,13 +61,22 @@ def with_pins() -> Callable[[], object]:
     return pins.install(pins.load_plan(f"{PLANS}/pins.plan")).uninstall
 
 
+def with_fsaccess(name: str) -> Callable[[], object]:
+    with open(name, "rb") as file:
+        plan = from_bytes(file.read())
+    return fsaccess.enable(plan, before_arm=lockout.before_arm(plan, resumed=True)).close
+
+
+POLICIES: dict[str, Callable[[], Callable[[], object]]] = {
+    "userns": with_userns,
+    "pins": with_pins,
+    "fsaccess": lambda: with_fsaccess("fsaccess.plan"),
+    "fsaccess with the device-mapper gate": lambda: with_fsaccess("gate.plan"),
+}
+
+
 def main(path: str) -> None:
-    with open(path) as file:
-        wanted = json.load(file)
-    with open("/run/vm/run.json") as file:
-        description = json.load(file)
-    guest = Guest(description, disks())
-    guest.mount(guest.verity("bench"), BENCH)
+    wanted, guest = prepare(path)
     ensure("bpf", "/sys/fs/bpf")
     os.makedirs(FOLDER)
     guest.mount("tmpfs", FOLDER, "tmpfs", 0, "mode=0755")
@@ -75,7 +84,7 @@ def main(path: str) -> None:
     with open(f"{DEEP}/file", "x"):
         pass
     found: dict[str, Any] = {}
-    for policy, install in (("userns", with_userns), ("pins", with_pins)):
+    for policy, install in POLICIES.items():
         times: dict[str, dict[str, list[float]]] = {act: {"off": [], "on": []} for act in ACTS}
         for number in range(wanted["rounds"] + 1):
             for state in ("off", "on"):

@@ -19,14 +19,14 @@ import time
 
 sys.path.insert(0, "/project")
 
+from prepared import BENCH, prepare  # type: ignore[import-not-found]  # noqa: E402
+
 from pybpf.kernel.program import Program  # noqa: E402
 from pybpf.plan.frozen import from_bytes  # noqa: E402
 from pybpf.plan.run import run  # noqa: E402
 from pybpf.sys import abi, bpf  # noqa: E402
 from restrict import fsaccess, lockout  # noqa: E402
 from restrict.devmapper import DeviceMapper  # noqa: E402
-from tests.vm.scenario import Guest  # noqa: E402
-from tools.guest.inside.kernel import disks  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from pybpf.plan.live import Object
     from restrict.fsaccess import Policy
+    from tests.vm.scenario import Guest
 
-BENCH = "/run/bench"
 PINS = "/sys/fs/bpf"
 POLICY = "fsaccess"
 _PTRACE_TRACEME = 0
@@ -354,12 +354,7 @@ def hooks(
 
 
 def main(path: str) -> None:
-    with open(path) as file:
-        wanted = json.load(file)
-    with open("/run/vm/run.json") as file:
-        description = json.load(file)
-    guest = Guest(description, disks())
-    guest.mount(guest.verity("bench"), BENCH)
+    wanted, guest = prepare(path)
     kinds = {
         "exec": (wanted["exec"], f"{BENCH}/nop"),
         "map": (wanted["map"], f"{BENCH}/workload"),
