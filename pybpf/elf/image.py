@@ -69,8 +69,8 @@ _SECTION_TYPES = {
     "SHT_NOBITS": SHT_NOBITS,
     "SHT_REL": SHT_REL,
 }
-# What debuggers and static linkers read; damage in it is nothing to us, nor to libbpf.
-_UNREAD = (".debug_", ".rel.debug_", ".rel.BTF")
+# What debuggers and linkers read; damage in it is nothing to us, nor to libbpf.
+_UNREAD = (".debug_", ".rel.debug_", ".rel.BTF", ".llvm_")
 _WANTED = "Give the object that clang -target bpf wrote."
 _MAX_BSS = 1 << 32  # a map's value size is a u32
 

@@ -187,6 +187,13 @@ def test_what_nobody_looks_at_may_be_wrong() -> None:
     ]
 
 
+@pytest.mark.parametrize("section", [".llvm_addrsig", ".rel.BTF"])
+def test_sections_for_other_tools_may_lie_outside(section: str) -> None:
+    data = bytearray(FEATURES.read_bytes())
+    struct.pack_into("<Q", data, section_header(bytes(data), section) + 32, 1 << 31)  # sh_size
+    assert read(bytes(data)).programs.keys() == read(FEATURES).programs.keys()
+
+
 def test_a_functions_name_is_needed() -> None:
     data = bytearray(FEATURES.read_bytes())
     image = ElfImage(bytes(data), name="x")
