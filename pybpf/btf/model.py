@@ -68,6 +68,8 @@ _MAX_CHAIN = 512
 # libbpf's bound on the depth of a size (MAX_RESOLVE_DEPTH).
 _MAX_SIZE_DEPTH = 32
 _CACHE = 4096
+# So many names are looked for one by one; then all are put into an index, which takes as long.
+_SEARCHES = 256
 
 
 def _again(data: bytes, base: Btf | None, name: str, byteorder: str) -> Btf:
@@ -112,6 +114,8 @@ class Btf:
         self._names: dict[int, str] = {}
         self._candidates: dict[str, tuple[int, ...]] = {}
         self._by_name: dict[str, tuple[int, ...]] = {}
+        self._index: dict[str, list[int]] | None = None  # by name without flavour
+        self._searched = 0
         # As it is loaded (pybpf.compiler), by what else that depends on: compiling the programs of
         # an object one by one asks for it each time.
         self.loadable: dict[tuple[int, ...], bytes] = {}
@@ -348,6 +352,10 @@ class Btf:
             self._by_name.clear()
         if len(self._candidates) + len(flavours) > _CACHE:
             self._candidates.clear()
+        self._searched += len(exact) + len(flavours)
+        if self._searched > _SEARCHES:
+            self._from_index(exact, flavours)
+            return
         offsets: dict[int, None] = {}
         for name in dict.fromkeys(exact + flavours):
             offsets.update(dict.fromkeys(self._name_offsets(name, name in flavours)))
@@ -362,6 +370,27 @@ class Btf:
                 candidates[essential].append(type_id)
         self._by_name.update((name, tuple(ids)) for name, ids in by_name.items())
         self._candidates.update((name, tuple(ids)) for name, ids in candidates.items())
+
+    def _from_index(self, exact: Iterable[str], flavours: Iterable[str]) -> None:
+        if self._index is None:
+            self._index = self._all_names()
+        for name in flavours:
+            self._candidates[name] = tuple(self._index.get(name, ()))
+        for name in exact:
+            alike = self._index.get(essential_name(name), ())
+            self._by_name[name] = tuple(i for i in alike if self.type(i).name == name)
+
+    def _all_names(self) -> dict[str, list[int]]:
+        """Own ids by name without flavour."""
+        found: dict[str, list[int]] = {}
+        for type_id, at in enumerate(self._walk.positions(), self.start_id):
+            try:
+                text = self.name(self.words[at])
+            except FormatError:  # told where it matters: when this type is looked at
+                continue
+            if text:
+                found.setdefault(essential_name(text), []).append(type_id)
+        return found
 
     def _name_offsets(self, name: str, flavours: bool) -> list[int]:
         """String offsets, the base's included, of ``name`` and if wanted of its flavours."""

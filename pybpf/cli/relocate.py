@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 from pybpf.cli.common import add_target, emit, read_object, target_of, warn
 from pybpf.compiler.core import source_of
 from pybpf.compiler.listing import Listing, listing, map_max_entries
@@ -42,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
         failed = [p for p in found.programs if p.error is not None]
         status = status or int(bool(failed))
         if args.json:
-            emit(found.as_json(path))
+            # Piece by piece: the instructions of large objects are tens of megabytes of text.
+            json.dump(found.as_json(path), sys.stdout, ensure_ascii=False)
+            print(flush=True)
             continue
         _print(path, found)
         for program in failed:

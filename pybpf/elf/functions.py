@@ -17,7 +17,6 @@ from pybpf.elf.image import (
     STB_WEAK,
     STT_FUNC,
     ElfImage,
-    Relocation,
     Section,
     Symbol,
 )
@@ -158,8 +157,7 @@ class _Reader:
             code = self.codes.get(target.number)
             if code is None:
                 continue
-            for relocation in self.image.relocations(rel_section):
-                self.relocate(code, relocation, refs)
+            self.relocate(code, rel_section, refs)
         lines, core, types = self.extra(btf)
         out = []
         for number, symbol in enumerate(self.symbols):
@@ -203,9 +201,33 @@ class _Reader:
         return [n for n in numbers if offset < start + self.sizes[n]]
 
     def relocate(
-        self, code: _Code, relocation: Relocation, refs: dict[int, dict[int, Ref]]
+        self, code: _Code, rel_section: Section, refs: dict[int, dict[int, Ref]]
     ) -> None:
-        offset, symbol, _ = relocation
+        """The relocations of one section's code: there may be a million of them."""
+        data = code.data
+        known = self._references.get
+        start = end = last = 0
+        rows: dict[int, Ref] = {}
+        for offset, info in self.image.relocation_words(rel_section):
+            if not start <= offset < end:
+                self.covering(code, offset)
+                section, start, end, numbers = self._held
+                if section == code.section.number and start <= offset < end:
+                    rows, last = refs[numbers[0]], start + self.sizes[numbers[0]] - 8
+                else:
+                    start = end = last = 0
+            found = known((data[offset : offset + 8], info))
+            # What is new, cannot be, or needs a look at the function's end goes the long way.
+            if found is None or offset >= last or offset & 7:
+                self.relocate_one(code, offset, info, refs)
+            else:
+                slot = (offset - start) >> 3
+                rows[slot] = _ref(Ref, (slot, *found))
+
+    def relocate_one(
+        self, code: _Code, offset: int, info: int, refs: dict[int, dict[int, Ref]]
+    ) -> None:
+        symbol = self.image.symbols[info >> 32]
         insn = code.data[offset : offset + 8]
         if offset % 8 or len(insn) < 8:
             raise self.image.error(
@@ -221,7 +243,7 @@ class _Reader:
                     section=code.section.name,
                     insn=slot,
                 )
-            place = insn, symbol.number
+            place = insn, info
             found = self._references.get(place)
             if found is None:
                 try:
@@ -288,17 +310,15 @@ class _Reader:
 
     def local_calls(self, code: _Code, symbol: Symbol, insns: bytes, refs: dict[int, Ref]) -> None:
         """Calls within one section need no relocation: their distance is in the instruction."""
-        skip = False
-        for slot, (opcode, regs, _, imm) in enumerate(
-            struct.iter_unpack(self.order + "BBhi", insns)
-        ):
-            if skip:
-                skip = False
-            elif opcode == _LDIMM64:
-                skip = True
-            elif opcode == _CALL and slot not in refs and self.source(regs) == abi.BPF_PSEUDO_CALL:
-                target = self.target("call", code, symbol.value + 8 * (slot + imm + 1))
-                refs[slot] = Ref(slot, *target)
+        opcodes = insns[::8]
+        if _CALL not in opcodes:
+            return
+        for slot in [n for n, op in enumerate(opcodes) if op == _CALL and n not in refs]:
+            regs, imm = self.insn(insns, 8 * slot)[1::2]
+            if self.source(regs) != abi.BPF_PSEUDO_CALL or _second_slot(opcodes, slot):
+                continue
+            target = self.target("call", code, symbol.value + 8 * (slot + imm + 1))
+            refs[slot] = _ref(Ref, (slot, *target))
 
     def extra(
         self, btf: Btf | None
@@ -332,6 +352,14 @@ class _Reader:
                     if self.symbols[number].value == info.insn_off:
                         types[number] = info.type_id
         return lines, core, types
+
+
+def _second_slot(opcodes: bytes, slot: int) -> bool:
+    """Whether a slot is the second half of a 64-bit load."""
+    start = slot
+    while start and opcodes[start - 1] == _LDIMM64:
+        start -= 1
+    return bool((slot - start) % 2)
 
 
 def read_functions(

@@ -69,9 +69,7 @@ def finish(spec: ObjectSpec, linked: Linked, binding: Binding) -> tuple[Patch, .
 
 def _targets(spec: ObjectSpec, linked: Linked, ref: Ref) -> tuple[int, ...]:
     """The slots of the program that a jump table's entries stand for."""
-    number, start = max(
-        (row for row in linked.functions if row[1] <= ref.insn), key=lambda row: row[1]
-    )
+    number, start = linked.holder(ref.insn)
     function = spec.functions[number]
     where: dict[str, Any] = {
         "function": function.name, "insn": ref.insn - start, "table": ref.name,
@@ -215,6 +213,7 @@ class FixedBinding(_Base):
         super().__init__(spec, resolved, arena_at_end)
         self.table_handle = table_handle
         self.tables: dict[int, tuple[int, ...]] = {}
+        self._numbers: dict[int, int] = {}
         self.handles = handles
         self.addresses = addresses
         self.modules: list[str] = []
@@ -229,7 +228,8 @@ class FixedBinding(_Base):
         write_map(code, slot, code.imm(slot + 1), index=False)
         if place not in self.tables:
             self.tables[place] = targets
-        code.set_imm(slot, self.table_handle + list(self.tables).index(place))
+            self._numbers[place] = len(self._numbers)
+        code.set_imm(slot, self.table_handle + self._numbers[place])
 
     def typed(self, code: Code, slot: int, extern: ExternSpec) -> None:
         """See Binding."""
@@ -284,7 +284,7 @@ class PlanBinding(_Base):
         self.slot_of = slot_of
         self.symbol_of = symbol_of
         self.by_index = by_index
-        self.fd_array: list[int] = []
+        self.fd_array: dict[int, int] = {}  # fd slot → its place, in order
         self.table_slot = table_slot
         self.tables: dict[int, tuple[int, ...]] = {}
 
@@ -302,9 +302,7 @@ class PlanBinding(_Base):
         if not self.by_index:
             code.set_imm(slot, 0)
             return slot, ops.PATCH_MAP_FD, fd
-        if fd not in self.fd_array:
-            self.fd_array.append(fd)
-        code.set_imm(slot, self.fd_array.index(fd))
+        code.set_imm(slot, self.fd_array.setdefault(fd, len(self.fd_array)))
         return None
 
     def typed(self, code: Code, slot: int, extern: ExternSpec) -> Patch | None:

@@ -12,6 +12,8 @@ programs that reach 1,000 subprograms is linked in the time of copying.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from pybpf.errors import RelocationError
 from pybpf.reloc.insn import Code
 from pybpf.spec import NO_CALLBACK, CoreRelo, LineInfo, ObjectSpec, ProgramSpec, Ref
@@ -27,23 +29,24 @@ __all__ = ["Linked", "Linker", "Tail", "link"]
 
 # struct bpf_insn offsets are 32 bits; the verifier stops at a million instructions.
 _MAX_INSNS = 1_000_000
+# Small objects can mean huge programs: each of thousands may reach all of thousands of subprograms.
+_MAX_SLOTS = 4_000_000
 _KEPT = 32 << 20  # bytes of tails kept to be shared
 
 
 class Tail:
     """The subprograms behind an entry function. Slots count from the first of them.
 
-    functions: (number, slot); refs: what is left to resolve, in order of slots; code: linked
+    starts: number → slot, in order; refs: what is left to resolve, in order of slots; code: linked
     instructions. What the passes behind linking keep, as it is the same for all programs: final,
     the instructions with refs resolved; used, what they call and need.
     """
 
-    __slots__ = ("code", "final", "functions", "refs", "starts", "used")
+    __slots__ = ("code", "final", "refs", "starts", "used")
 
     def __init__(self) -> None:
         self.code = b""
         self.final: bytes | None = None
-        self.functions: list[tuple[int, int]] = []
         self.starts: dict[int, int] = {}
         self.refs: list[Ref] = []
         self.used: Any = None
@@ -56,7 +59,7 @@ class Linked:
     begins.
     """
 
-    __slots__ = ("_spec", "base", "code", "entry", "tail")
+    __slots__ = ("_places", "_spec", "base", "code", "entry", "tail")
 
     def __init__(self, spec: ObjectSpec, entry: int, code: Code, base: int, tail: Tail) -> None:
         self._spec = spec
@@ -64,17 +67,28 @@ class Linked:
         self.code = code
         self.base = base
         self.tail = tail
+        self._places: tuple[list[int], list[int]] | None = None
 
     @property
     def functions(self) -> list[tuple[int, int]]:
         """(function number, its first slot), in order."""
         base = self.base
-        return [(self.entry, 0), *((n, base + start) for n, start in self.tail.functions)]
+        return [(self.entry, 0), *((n, base + start) for n, start in self.tail.starts.items())]
+
+    def holder(self, slot: int) -> tuple[int, int]:
+        """(number, first slot) of the function that ``slot`` is in."""
+        if slot < self.base:
+            return self.entry, 0
+        if self._places is None:
+            self._places = list(self.tail.starts), list(self.tail.starts.values())
+        numbers, starts = self._places
+        at = bisect_right(starts, slot - self.base) - 1
+        return numbers[at], self.base + starts[at]
 
     @property
     def own_refs(self) -> Sequence[Ref]:
         """What is left to resolve in the entry function: map, data and extern references."""
-        return _unlinked(self._spec.functions[self.entry].refs, 0)
+        return _unlinked(self._spec.functions[self.entry].refs)
 
     @property
     def refs(self) -> list[Ref]:
@@ -112,9 +126,26 @@ def _moved(rows: Sequence[Row], start: int) -> Sequence[Row]:
     return [row.__class__(row[0] + start, *row[1:]) for row in rows] if start and rows else rows
 
 
-def _unlinked(refs: tuple[Ref, ...], start: int) -> Sequence[Ref]:
-    """The references that linking leaves, moved by ``start`` slots."""
-    return _moved([ref for ref in refs if ref.kind not in ("call", "func")], start)
+def _unlinked(refs: tuple[Ref, ...]) -> Sequence[Ref]:
+    """The references that linking leaves."""
+    return [ref for ref in refs if ref.kind not in ("call", "func")]
+
+
+class _Part:
+    """A function as linking sees it: asked for once a function, not once a program.
+
+    calls: (slot, function number) of every reference to a function; mentioned: these functions,
+    each once, in order; left: references that linking leaves.
+    """
+
+    __slots__ = ("calls", "insns", "left", "mentioned", "slots")
+
+    def __init__(self, insns: bytes, calls: list[tuple[int, int]], left: Sequence[Ref]) -> None:
+        self.insns = insns
+        self.slots = len(insns) // 8
+        self.calls = calls
+        self.mentioned = tuple(dict.fromkeys([number for _, number in calls]))
+        self.left = left
 
 
 class Linker:
@@ -131,32 +162,33 @@ class Linker:
         self._body = body
         self._tails: dict[tuple[int, ...], Tail] = {}
         self._kept = 0
+        self._parts: dict[int, _Part] = {}
+        self._linked = self._walked = 0  # slots of all programs, of all tails
 
     def link(self, program: ProgramSpec) -> Linked:
         """Link ``program``. Raises RelocationError if a function is missing or it is too large,
         and what ``body`` raises."""
+        if self._linked > _MAX_SLOTS:
+            raise _too_many(program)
         entry = program.function
-        insns = self._insns(entry)
-        base = len(insns) // 8
-        calls = self._calls(entry)
-        tail = self._behind(program, calls, base)
-        raw = bytearray(insns)
+        part = self._part(entry)
+        base = part.slots
+        tail = self._behind(program, part)
+        raw = bytearray(part.insns)
         raw += tail.code
         linked = Linked(self.spec, entry, Code(raw, self.spec.byteorder), base, tail)
+        self._linked += len(raw) // 8
         set_call, starts = linked.code.set_call, tail.starts
-        for slot, number in calls:
+        for slot, number in part.calls:
             set_call(slot, 0 if number == entry else base + starts[number])
         return linked
 
     def behind(self, program: ProgramSpec) -> Tail:
         """What the linked program has behind its entry function. Raises as ``link``."""
-        entry = program.function
-        return self._behind(program, self._calls(entry), len(self._insns(entry)) // 8)
+        return self._behind(program, self._part(program.function))
 
-    def _behind(
-        self, program: ProgramSpec, calls: list[tuple[int, int]], base: int
-    ) -> Tail:
-        """What follows the entry function, which has ``base`` slots and these calls."""
+    def _behind(self, program: ProgramSpec, part: _Part) -> Tail:
+        """What follows the entry function ``part``."""
         callback = program.exception_callback
         if callback == NO_CALLBACK:
             raise RelocationError(
@@ -165,24 +197,23 @@ class Linker:
                 program=program.name,
             )
         entry = program.function
-        mentioned = tuple(dict.fromkeys(number for _, number in calls if number != entry))
+        mentioned = tuple(number for number in part.mentioned if number != entry)
         if callback >= 0:
             mentioned += (-1, callback)
         tail = self._tails.get(mentioned)
         if tail is None:
-            tail = self._tail(program, mentioned, base)
-        if base + len(tail.code) // 8 > _MAX_INSNS:
+            tail = self._tail(program, mentioned, part.slots)
+        if part.slots + len(tail.code) // 8 > _MAX_INSNS:
             raise _too_large(program)
         return tail
 
-    def _insns(self, number: int) -> bytes:
-        found = self._body(number) if self._body is not None else None
-        return self.spec.functions[number].insns if found is None else found
-
-    def _calls(self, number: int) -> list[tuple[int, int]]:
-        """(slot, function number) of every reference to a function."""
+    def _part(self, number: int) -> _Part:
+        """What linking needs of a function. Raises RelocationError for a call of none."""
+        found = self._parts.get(number)
+        if found is not None:
+            return found
         function = self.spec.functions[number]
-        out = []
+        calls = []
         for ref in function.refs:
             if ref.kind in ("call", "func"):
                 if ref.function < 0:
@@ -192,40 +223,51 @@ class Linker:
                         function=function.name,
                         insn=ref.insn,
                     )
-                out.append((ref.insn, ref.function))
-        return out
+                calls.append((ref.insn, ref.function))
+        insns = self._body(number) if self._body is not None else None
+        found = self._parts[number] = _Part(
+            function.insns if insns is None else insns, calls, _unlinked(function.refs)
+        )
+        return found
 
     def _tail(self, program: ProgramSpec, mentioned: tuple[int, ...], base: int) -> Tail:
         """What follows an entry function of ``base`` slots that mentions these functions. It is
         kept for other programs unless it depends on this one."""
+        if self._walked > _MAX_SLOTS:
+            raise _too_many(program)
         entry = program.function
         out = Tail()
-        starts, raw = out.starts, bytearray()
-        calls: list[tuple[int, int]] = []
-        shared = True
+        starts, parts = out.starts, []
+        at, most = 0, _MAX_INSNS - base
         # Depth first without recursion: a chain of calls may be as long as the object likes.
         stack = [iter([number for number in mentioned if number >= 0])]
         while stack:
             for number in stack[-1]:
                 if number in starts or number == entry:
                     continue
-                start = starts[number] = len(raw) // 8
-                out.functions.append((number, start))
-                raw += self._insns(number)
-                if base + len(raw) // 8 > _MAX_INSNS:
+                starts[number] = at
+                part = self._part(number)
+                parts.append(part)
+                at += part.slots
+                if at > most:
                     raise _too_large(program)
-                own = self._calls(number)
-                calls.extend((start + slot, called) for slot, called in own)
-                out.refs += _unlinked(self.spec.functions[number].refs, start)
-                stack.append(iter([called for _, called in own]))
+                stack.append(iter(part.mentioned))
                 break
             else:
                 stack.pop()
-        code = Code(raw, self.spec.byteorder)
-        for slot, number in calls:
-            if number == entry:
-                shared = False
-            code.set_call(slot, -base if number == entry else starts[number])
+        self._walked += at
+        code = Code(b"".join([part.insns for part in parts]), self.spec.byteorder)
+        set_call = code.set_call
+        shared = True
+        for start, part in zip(starts.values(), parts, strict=True):
+            for slot, number in part.calls:
+                if number == entry:
+                    shared = False
+                    set_call(start + slot, -base)
+                else:
+                    set_call(start + slot, starts[number])
+            if part.left:
+                out.refs += _moved(part.left, start)
         out.code = bytes(code.raw)
         if shared and self._kept + len(out.code) <= _KEPT:
             self._kept += len(out.code)
@@ -236,6 +278,15 @@ class Linker:
 def _too_large(program: ProgramSpec) -> RelocationError:
     return RelocationError(
         f"with its subprograms it has more than {_MAX_INSNS} instructions.", program=program.name
+    )
+
+
+def _too_many(program: ProgramSpec) -> RelocationError:
+    return RelocationError(
+        f"the object's programs, each with its subprograms, have more than {_MAX_SLOTS} "
+        "instructions.",
+        hint="Switch programs off (with_program(name, autoload=False)).",
+        program=program.name,
     )
 
 

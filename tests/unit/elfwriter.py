@@ -66,7 +66,7 @@ class ElfWriter:
             strings.extend(text.encode() + b"\0")
             return at if text else 0
 
-        symbols = bytes(24)
+        symbols = bytearray(24)
         for name, section, value, size, kind, bind, visibility in self.symbols:
             symbols += struct.pack(
                 order + "IBBHQQ", string(name), bind << 4 | kind, visibility, section, value, size
@@ -83,7 +83,7 @@ class ElfWriter:
                 struct.pack(order + "QQ", at, symbol << 32 | 1) for at, symbol in part.relocations
             )
             rows.append((".rel" + part.name, REL, 0, data, len(data), symtab, number, 16))
-        rows.append((".symtab", SYMTAB, 0, symbols, len(symbols), symtab + 1, 1, 24))
+        rows.append((".symtab", SYMTAB, 0, bytes(symbols), len(symbols), symtab + 1, 1, 24))
         names = [string(row[0]) for row in rows] + [string(".strtab")]
         rows.append((".strtab", STRTAB, 0, bytes(strings), len(strings), 0, 0, 0))
         body = bytearray()

@@ -122,6 +122,7 @@ def test_bytes_memoryview_and_mmap_read_alike(tmp_path: Path) -> None:
         assert btf.raw() == data
 
 
+@pytest.mark.usefixtures("way")
 def test_find_by_name_and_kind() -> None:
     w = BtfWriter()
     first = w.add_struct("file", 0, [])
@@ -156,6 +157,14 @@ def test_flavours(name: str, essential: str) -> None:
     assert essential_name(name) == essential
 
 
+@pytest.fixture(params=["searched", "indexed"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are looked for in the data or, where there were many, in an index."""
+    if request.param == "indexed":
+        monkeypatch.setattr("pybpf.btf.model._SEARCHES", 0)
+
+
+@pytest.mark.usefixtures("way")
 def test_candidates_are_all_flavours_and_nothing_else() -> None:
     w = BtfWriter()
     wanted = [w.add_struct(n, 0, []) for n in ("s", "s___a", "s___b_c")]
@@ -179,11 +188,15 @@ def test_many_names_and_few_names_find_the_same() -> None:
     one_by_one = Btf.parse(data)
     at_once = Btf.parse(data)
     at_once.prefetch(essentials=names)
+    indexed = Btf.parse(data)
+    indexed.prefetch(names=[f"none{i}" for i in range(300)])
     for name in names:
-        assert one_by_one.candidates(name) == at_once.candidates(name)
+        assert one_by_one.candidates(name) == at_once.candidates(name) == indexed.candidates(name)
+        assert one_by_one.find(name) == indexed.find(name)
         assert len(one_by_one.candidates(name)) == 2
 
 
+@pytest.mark.usefixtures("way")
 def test_split_btf_continues_ids_and_strings() -> None:
     base = every_kind().btf(name="vmlinux")
     w = BtfWriter(base=base)

@@ -22,10 +22,10 @@ from pybpf.compiler.compile import compile
 from pybpf.compiler.listing import listing
 from pybpf.compiler.target import Target
 from pybpf.elf.reader import read
-from pybpf.errors import FormatError
+from pybpf.errors import FormatError, RelocationError
 from pybpf.plan import ops
 from pybpf.plan.frozen import from_bytes, to_bytes
-from tests.unit.elfwriter import NOBITS, REL, RETURN_0, ElfWriter, call, insn, load
+from tests.unit.elfwriter import EXIT, NOBITS, REL, RETURN_0, ElfWriter, call, insn, load
 
 # SECONDS only tells a hang from work: how long an input takes is judged by tools/fuzz.
 SECONDS, MEMORY = 60.0, 256 << 20
@@ -94,6 +94,43 @@ def types() -> bytes:
     elf.function("f", elf.code("xdp", RETURN_0), 0, 16)
     elf.section(".BTF", writer.build(), flags=0)
     return elf.build()
+
+
+def names() -> bytes:
+    """10,000 weak kernel symbols and one program that loads them all."""
+    writer = BtfWriter("little")
+    integer = writer.add_int("int", 4)
+    elf = ElfWriter()
+    section = elf.code("xdp", load() * 10_000 + RETURN_0)
+    elf.function("f", section, 0, 160_016)
+    variables = []
+    for i in range(10_000):
+        variables.append((writer.add_var(f"e{i}", integer, 2), 0, 4))
+        elf.relocate(section, 16 * i, elf.extern(f"e{i}", 2))
+    writer.add_datasec(".ksyms", 0, variables)
+    elf.section(".BTF", writer.build(), flags=0)
+    return elf.build()
+
+
+def ring(count: int, size: int) -> bytes:
+    """Subprograms of ``size`` instructions that call each the next; a program for each."""
+    body = call() + insn(0xB7) * (size - 2) + EXIT
+    elf = ElfWriter()
+    text = elf.code(".text", body * count)
+    section = elf.code("xdp", (call() + RETURN_0) * count)
+    for i in range(count):
+        elf.relocate(text, 8 * size * i, elf.function(f"s{i}", text, 8 * size * i, 8 * size))
+    rows = elf.parts[text - 1].relocations
+    rows[:] = [(at, 1 + (symbol % count)) for at, symbol in rows]
+    for i in range(count):
+        elf.function(f"p{i}", section, 24 * i, 24)
+        elf.relocate(section, 24 * i, 1 + i)
+    return elf.build()
+
+
+def rings() -> bytes:
+    """400 programs that reach all of 400 subprograms, each in an order of its own."""
+    return ring(400, 3)
 
 
 def callbacks() -> bytes:
@@ -192,7 +229,7 @@ def measured(make: Callable[[], bytes]) -> tuple[float, int, str | None]:
 @pytest.mark.parametrize(
     ("make", "number"),
     [(programs, 5000), (calls, 500), (sections, 5000), (one_program, 1), (types, 1),
-     (callbacks, 1500), (zeroes, 1)],
+     (callbacks, 1500), (zeroes, 1), (names, 1), (rings, 400)],
 )  # fmt: skip
 def test_large_objects(make: Callable[[], bytes], number: int) -> None:
     seconds, loaded, error = measured(make)
@@ -210,6 +247,18 @@ def test_objects_that_claim_more_than_they_hold(make: Callable[[], bytes], said:
     assert said in error
     assert "object big" in error
     assert seconds < SECONDS
+
+
+def test_programs_that_are_too_many_instructions_together() -> None:
+    # 600 times 120,000 instructions, 580 MB, from an object of 1 MB.
+    spec = read(ring(600, 200), name="x")
+    found = listing(spec, Target(btf=BtfWriter("little").btf(name="kernel"))).programs
+    assert sum(len(p.insns) for p in found) < 64 << 20
+    assert found[0].error is None
+    assert "have more than 4000000 instructions" in str(found[-1].error)
+    assert "program p599" in str(found[-1].error)
+    with pytest.raises(RelocationError, match="have more than"):
+        compile(spec, Target())
 
 
 def test_a_variable_of_a_bss_that_is_not_written_out() -> None:

@@ -264,3 +264,15 @@ def test_maps_of_the_time_before_btf(padding: int) -> None:
 def test_malformed_old_maps(definition: bytes, words: str) -> None:
     with pytest.raises(FormatError, match=words):
         read(_legacy(definition), name="x")
+
+
+@pytest.mark.parametrize(("loads", "called"), [(0, True), (1, False), (2, True), (3, False)])
+def test_what_looks_like_a_call_in_a_64_bit_load_is_none(loads: int, called: bool) -> None:
+    elf = ElfWriter()
+    # Each 0x18 takes the slot behind it: after an odd number of them the call is a number's half.
+    code = insn(0x18) * loads + call(0) + EXIT
+    text = elf.code(".text", code + RETURN_0)
+    elf.function("f", text, 0, len(code))
+    elf.function("g", text, len(code) - 8, 8)
+    spec = read(elf.build(), name="x")
+    assert [(ref.insn, ref.name) for ref in spec.functions[0].refs] == [(loads, "g")] * called
