@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import struct
 
 from tests.vm import fuse, probes, probes_bpf, probes_process, programs, raw
 from tests.vm.outcome import Expected, Outcome, killed, refused, trial
-from tests.vm.policy import Attempt, Denial, enable, plans_drive, policy_of
+from tests.vm.policy import Attempt, Denial, enable, plans_drive, policy_of, read_events
 from tests.vm.scenario import Content, Drive, Guest, Node
 
 TYPE_CHECKING = False
@@ -23,6 +24,7 @@ __all__ = [
     "ATTEMPTS",
     "CONTENT",
     "EXITS",
+    "LARGE",
     "RX",
     "drives",
     "finish",
@@ -30,6 +32,7 @@ __all__ = [
     "object_ids",
     "prepare",
     "replace_table",
+    "unread_pages",
     "write_files",
 ]
 
@@ -167,6 +170,33 @@ def replace_table(guest: Guest, device: str, name: str, kind: str = "verity") ->
     with DeviceMapper() as mapper:
         mapper.load(device, [Target(0, sectors, kind, line.get(kind, lambda: "")())])
         return trial(mapper.resume, device)
+
+
+#: For ``unread_pages``: two images that differ in one file's bytes alone.
+LARGE = {
+    "large": Drive({"file": b"\xcc" * (16 << 20)}),
+    "forged": Drive({"file": b"\x90" * (16 << 20)}, signature="none"),
+}
+
+
+def unread_pages(guest: Guest) -> None:
+    """What a table swap leaves to root where nothing gates the device mapper: pages that are mapped
+    executable, and not yet read, come from the new table. All that is judged later is refused."""
+    guest.mount(guest.verity("large", device="unread"), "/run/unread")
+    with open("/run/unread/file", "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 16 << 20, mmap.MAP_PRIVATE, RX)
+    assert mapped[:4] == b"\xcc" * 4  # and what is read ahead of it, which is less than the file
+    for name, kind in (("large", "error"), ("forged", "linear")):  # verity replaces only verity
+        guest.expect(replace_table(guest, "unread", name, kind), Expected("allowed"))
+    read, unread = mapped[:4], mapped[-4:]
+    guest.note(f"{read!r}, {unread!r}; {mapped[:].count(0x90) >> 12} pages of the other device")
+    assert (read, unread) == (b"\xcc" * 4, b"\x90" * 4)
+    mapped.close()
+    guest.expect(probes.map_file("/run/unread/file"), refused())
+    assert [(e.operation, e.reason) for e in read_events(guest)] == [("mmap", "table_changed")]
+    guest.expect(replace_table(guest, "unread", "large"), Expected("allowed"))
+    guest.umount("/run/unread")
+    guest.remove("unread")
 
 
 def _id(kind: str, name: str) -> Callable[[Guest], int]:

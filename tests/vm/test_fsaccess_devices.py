@@ -12,7 +12,7 @@ import errno
 import os
 
 from tests.vm import probes, programs
-from tests.vm.attempts import CONTENT, EXITS, replace_table
+from tests.vm.attempts import CONTENT, EXITS, LARGE, replace_table, unread_pages
 from tests.vm.outcome import Expected, refused, trial
 from tests.vm.policy import (
     SABOTAGE,
@@ -41,6 +41,7 @@ devices = Scenario(
         "plain": Drive(CONTENT, signature="none"),
         "damaged": Drive({"program": _ONE_BLOCK}, corrupt=True),
         "whole": Drive({"program": _ONE_BLOCK}),
+        **LARGE,
         "plans": plans_drive(),
     },
 )
@@ -186,8 +187,10 @@ def another_signed_table(guest: Guest) -> None:
     ], events
     known = record(node)
     assert (known["signed"], known["root_hash"]) == ("0", guest.images["good"]["root_hash"])
+    assert known["held"] == "1"
     guest.expect(replace_table(guest, "changing", "good"), Expected("allowed"))
-    assert record(node)["signed"] == "1"
+    known = record(node)
+    assert (known["signed"], known["held"]) == ("1", "0"), known
     guest.mount(node, "/run/changing")
     runs(guest, "/run/changing")
     guest.umount("/run/changing")
@@ -221,3 +224,10 @@ def table_swapped(guest: Guest) -> None:
     denied(guest, "/run/swapped", "table_changed")
     guest.expect(replace_table(guest, "swapped", "good"), Expected("allowed"))
     runs(guest, "/run/swapped")
+
+
+@devices.case()
+def limit_unread_pages(guest: Guest) -> None:
+    """Closed by a plan with the gate (test_fsaccess_variants.py, device_mapper_gate)."""
+    read_events(guest)
+    unread_pages(guest)

@@ -15,16 +15,18 @@ from tests.vm import probes
 from tests.vm.attempts import (
     EXECUTE,
     EXITS,
+    LARGE,
     MEMORY,
     OVERLAY,
     PROCESSES,
     drives,
     foreign_objects,
     mount_all,
+    unread_pages,
     write_files,
 )
 from tests.vm.outcome import ALLOWED, Expected, refused
-from tests.vm.policy import Attempt, Denial, add, adopt
+from tests.vm.policy import Attempt, Denial, add, adopt, read_events
 from tests.vm.programs import program
 from tests.vm.scenario import Guest, Scenario
 
@@ -82,7 +84,7 @@ ATTEMPTS = [
     )
 ]
 
-ownerless = Scenario("ownerless", drives=drives(), lanes=("7.3",))
+ownerless = Scenario("ownerless", drives={**drives(), **LARGE}, lanes=("7.3",))
 
 
 @ownerless.setup
@@ -106,6 +108,13 @@ ownerless.probe(
     probes.executable_heap,
     attempt="limit: brk with READ_IMPLIES_EXEC",
 )
+
+
+@ownerless.case()
+def limit_unread_pages(guest: Guest) -> None:
+    """There is no plan with the gate here (restrict/BOOT.md)."""
+    read_events(guest)
+    unread_pages(guest)
 
 
 @ownerless.case()
@@ -148,6 +157,35 @@ def a_second_one_is_undone_whole(guest: Guest) -> None:
         assert sorted(prog_query(cgroup, abi.BPF_LSM_CGROUP)) == before
     finally:
         os.close(cgroup)
+
+
+@ownerless.case(where="pid1")
+def the_status_tells_what_is_gone(guest: Guest) -> None:
+    """Last: the owner, who may, takes one of the programs away. The status' own link stays."""
+    from pybpf.kernel.program import Program
+    from pybpf.sys import abi
+    from pybpf.sys.bpf_more import prog_detach
+    from restrict import status
+    from restrict.mounts import root_cgroup
+
+    before = status.read()
+    assert before is not None
+    assert (before.attached, before.in_force) == (True, True)
+    cgroup = root_cgroup()
+    try:
+        for ident in before.guard["program"]:
+            with Program.from_id(ident) as program:
+                if program.name.startswith("fsaccess_mprot"):
+                    prog_detach(program.fileno(), cgroup, abi.BPF_LSM_CGROUP)
+    finally:
+        os.close(cgroup)
+
+    def gone() -> bool:
+        found = status.read()
+        assert found is not None
+        return not found.in_force and "NOT in force" in found.text()
+
+    guest.wait(gone, "the program to be released")
 
 
 def restrict(*words: str) -> subprocess.CompletedProcess[str]:
