@@ -25,6 +25,7 @@ __all__ = [
     "edit",
     "emit",
     "error_text",
+    "legible",
     "plain",
     "read_object",
     "target_of",
@@ -47,6 +48,18 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
+    return value
+
+
+def legible(value: Any) -> Any:
+    """As ``plain``, for people: an array of char that holds text is told as text."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        text = bytes(value).rstrip(b"\0").decode("latin-1")
+        return text if text and text.isascii() and text.isprintable() else bytes(value).hex()
+    if isinstance(value, dict):
+        return {str(k): legible(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [legible(v) for v in value]
     return value
 
 

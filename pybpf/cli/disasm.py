@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pybpf.asm.disasm import disasm
-from pybpf.cli.common import add_target, read_object, target_of, warn
+from pybpf.cli.common import add_target, emit, read_object, target_of, warn
 from pybpf.compiler.core import source_of
 from pybpf.compiler.listing import ProgramListing, listing
 from pybpf.errors import FormatError, PybpfError, UsageError
@@ -24,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", action="store_true", help="functions as they stand in the file, not relocated"
     )
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each program")
     add_target(parser)
 
 
@@ -31,6 +32,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the listing; 1 if a program could not be relocated."""
     spec = read_object(args.object)
     status = 0
+    what = "function" if args.raw else "program"
+    there = [function.name for function in spec.functions] if args.raw else list(spec.programs)
+    unknown = [name for name in args.program if name not in there]
+    if unknown:
+        raise UsageError(
+            f"there is no {what} {unknown[0]!r}; {what}s: {', '.join(there)}.", object=args.object
+        )
     if args.raw:
         for function in spec.functions:
             if args.program and function.name not in args.program:
@@ -42,15 +50,14 @@ def run(args: argparse.Namespace) -> int:
                 where = {"section": function.section, "function": function.name}
                 warn("disasm", str(exc.at(object=args.object, **where)))
                 continue
+            if args.json:
+                rows = [{"insn": line} for line in listed]
+                emit({"section": function.section, "function": function.name, "insns": rows})
+                continue
             print(f"{function.section} {function.name}:")
             for line in listed:
                 print(f"  {line}")
         return status
-    unknown = [name for name in args.program if name not in spec.programs]
-    if unknown:
-        raise UsageError(
-            f"there is no program {unknown[0]!r}; programs: {', '.join(spec.programs)}."
-        )
     for program in listing(spec, target_of(args)).programs:
         if args.program and program.program.name not in args.program:
             continue
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             warn("disasm", str(program.error))
             continue
         try:
-            _print(spec, program)
+            _print(spec, program, args.json)
         except FormatError as exc:
             status = 1
             place = {"section": program.program.section, "program": program.program.name}
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _print(spec: ObjectSpec, program: ProgramListing) -> None:
+def _print(spec: ObjectSpec, program: ProgramListing, as_json: bool) -> None:
     assert program.linked is not None
     starts = {start: spec.functions[number] for number, start in program.linked.functions}
     sources = {}
@@ -77,9 +84,19 @@ def _print(spec: ObjectSpec, program: ProgramListing) -> None:
             text = spec.btf.name(row.line_off).strip() if spec.btf is not None else ""
             sources[start + row.insn] = f"{text} @ {source_of(spec, function, row.insn)}"
     listed = disasm(program.insns, spec.byteorder)
+    slots = [int(n) if (n := line.split(":", 1)[0].strip()).isdigit() else -1 for line in listed]
+    if as_json:
+        rows: list[dict[str, str]] = []
+        for slot, line in zip(slots, listed, strict=True):
+            rows.append({"insn": line})
+            if slot in starts:
+                rows[-1]["function"] = starts[slot].name
+            if slot in sources:
+                rows[-1]["source"] = sources[slot]
+        emit({"section": program.program.section, "program": program.program.name, "insns": rows})
+        return
     print(f"{program.program.section} {program.program.name}:")
-    for line in listed:
-        slot = int(line.split(":", 1)[0]) if line.split(":", 1)[0].strip().isdigit() else -1
+    for slot, line in zip(slots, listed, strict=True):
         if slot in starts and slot:
             print(f" {starts[slot].name}:")
         if slot in sources:

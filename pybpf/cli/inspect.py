@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pybpf.cli.common import add_target, emit, plain, read_object, target_of, warn
+from pybpf.cli.common import add_target, emit, legible, plain, read_object, target_of, warn
 from pybpf.compiler import needs
 from pybpf.errors import PybpfError
 from pybpf.plan.ops import Plan
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         target = target_of(args)
         found["relocations"] = _relocations(spec, target)
     if args.json:
-        emit({"object": args.file, **found})
+        emit(plain({"object": args.file, **found}))
         return 0
     _print(args.file, found)
     return 0
@@ -70,10 +70,9 @@ def _value(spec: ObjectSpec, name: str) -> Any:
     if spec.variables[name].size > _LARGEST:
         return None  # a .bss may have gigabytes
     try:
-        value = spec.value(name)
+        return spec.value(name)
     except PybpfError:
         return None
-    return plain(value)
 
 
 def _needs(found: list[Need]) -> list[dict[str, str | None]]:
@@ -276,7 +275,7 @@ def _print(path: str, found: dict[str, Any]) -> None:
         print(
             f"variable {variable['name']}: {variable['map']}+{variable['offset']}, "
             f"{variable['size']} bytes"
-            + (", not shown" if variable["value"] is None else f", {variable['value']}")
+            + (", not shown" if variable["value"] is None else f", {legible(variable['value'])}")
         )
     for extern in found["externs"]:
         print(f"extern {extern['name']}: {extern['kind']}{', weak' if extern['weak'] else ''}")

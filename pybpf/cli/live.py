@@ -29,7 +29,7 @@ from pybpf.btf.dedup import dedup
 from pybpf.btf.model import SYSFS, Btf
 from pybpf.btf.typed import typed
 from pybpf.btf.types import SIZED
-from pybpf.cli.common import emit, plain
+from pybpf.cli.common import emit, legible, plain
 from pybpf.errors import FormatError, KernelError, PybpfError, UsageError
 from pybpf.kernel.btf import BtfObject
 from pybpf.kernel.kallsyms import addresses
@@ -222,7 +222,7 @@ def _dump_map(args: argparse.Namespace, found: Map) -> None:
 
 
 def _text(value: Any) -> str:
-    return str(plain(value))
+    return str(legible(value))
 
 
 def _namer() -> Namer:

@@ -136,6 +136,32 @@ def test_disasm(btf: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ".text leaf:" in capsys.readouterr().out
 
 
+def test_disasm_as_json(btf: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["disasm", FEATURES, "tail_target", "--btf", btf, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert (found["section"], found["program"]) == ("raw_tp/sched_switch", "tail_target")
+    assert [row["function"] for row in found["insns"] if "function" in row][1] == "global_sub"
+    assert "features.bpf.c" in found["insns"][0]["source"]
+    assert main(["disasm", FEATURES, "tail_target", "--btf", btf]) == 0
+    text = capsys.readouterr().out
+    assert all(row["insn"] in text for row in found["insns"])
+    assert main(["disasm", "--raw", "--json", FEATURES, "leaf"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["function"] == "leaf"
+    assert main(["disasm", "--raw", FEATURES, "no_such"]) == 2
+    assert "there is no function 'no_such'" in capsys.readouterr().err
+
+
+def test_text_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", FEATURES]) == 0
+    assert "variable label: .rodata+12, 8 bytes, label\n" in capsys.readouterr().out
+    assert main(["inspect", "--json", FEATURES]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    values = {v["name"]: v["value"] for v in json.loads(line)["variables"]}
+    assert values["label"] == b"label\0\0\0".hex()
+
+
 def test_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pybpf", "inspect", FEATURES], cwd=TREE, capture_output=True,
