@@ -181,7 +181,7 @@ def ten_thousand_namespaces(guest: Guest) -> None:
         made = set(probes_bpf.ids("map")) - maps
         assert len(made) == len(inodes)
         # It was 70 KiB while each had room for 4,096 mounts from the start.
-        charged = sorted(_charged(ident) for ident in made)
+        charged = sorted(_charged(ident) for ident in sorted(made)[::100])
         assert charged[-1] < 8192, charged[-1]
         for inode in inodes:
             assert policy.reset_by_inode(inode)
