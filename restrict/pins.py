@@ -349,7 +349,7 @@ def install(
 
     path: mounted if it is not (``filesystem``). owner: tgid (default: this process; 0: nobody).
     strict: nobody but the owner unmounts lazily, of whatever filesystem, in this mount namespace
-    and its peers; it closes a race that bpf/README.md describes.
+    and its peers; it narrows a race that bpf/README.md describes.
     step: told the name of each step before it begins. Raises RestrictError, KernelError or
     VerifierError with a place ``step``; what this call made is undone then.
     """

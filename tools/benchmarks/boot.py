@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.vm.restrict_boot import files
-from tools.benchmarks.build import HERE
+from tools.benchmarks.build import HERE, TOP
 from tools.benchmarks.guest import CountingGuest, answer_of
 from tools.guest.cache import progress
 from tools.guest.lanes import lane_of
@@ -54,7 +54,8 @@ def boot_times(lane: str, keep: str) -> dict[str, Any]:
     """
 
     def initramfs(run: Mapping[str, Any]) -> dict[str, bytes]:
-        return {**files(run, keep=keep), "init": _INIT}
+        pins = (TOP / "bpf/objects/pins.plan").read_bytes()
+        return {**files(run, keep=keep), "init": _INIT, "etc/restrict/pins.plan": pins}
 
     script = HERE / "child" / "boot.py"
     guest = CountingGuest(
