@@ -197,9 +197,9 @@ def _compare_one(
     theirs = {m["name"]: m for m in golden["maps"]}
     ours = {m["name"]: m for m in mine["maps"]}
     yield from _names("map", set(ours), set(theirs))
+    stopped = bool(golden.get("prepare_err"))
     for name in ours.keys() & theirs.keys():
         foreign = target.vmlinux is not host
-        stopped = bool(golden.get("prepare_err"))
         yield from _compare_map(name, ours[name], theirs[name], foreign=foreign, stopped=stopped)
     programs = {p["name"]: p for p in golden["progs"]}
     found = {p["name"]: p for p in mine["programs"]}
@@ -210,7 +210,7 @@ def _compare_one(
     for name in found.keys() & programs.keys():
         report.programs += 1
         yield from _compare_program(
-            found[name], programs[name], map_names, target, host, spec.byteorder == "big"
+            found[name], programs[name], map_names, target, host, spec.byteorder == "big", stopped
         )
 
 
@@ -251,6 +251,7 @@ def _compare_program(
     target: Target,
     host: Btf,
     big: bool,
+    stopped: bool,
 ) -> Found:
     name = ours["name"]
     foreign = target.vmlinux is not host
@@ -262,6 +263,8 @@ def _compare_program(
             struct_ops = ours["prog_type"] == abi.BPF_PROG_TYPE_STRUCT_OPS
             member = struct_ops and mine == "expected_attach_type"
             reason = _FOREIGN_STRUCT if member and foreign else None
+            if member and stopped:
+                reason = _STOPPED
             yield "program", f"{name}: {mine} {ours[mine]}, not {theirs[golden]}", reason
     if "insns" not in theirs:
         if ours["error"] is not None:
