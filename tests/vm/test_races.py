@@ -24,7 +24,10 @@ from tests.vm.pins_tree import (
     SHARED,
     TOP,
     Tree,
+    clone,
+    in_namespace,
     mount,
+    move_mount,
     private,
     propagation,
     umount,
@@ -184,6 +187,22 @@ def pins_while_mounts_change(guest: Guest) -> None:
     assert tree.alive()
 
 
+def _at_once(*acts: Callable[[], object]) -> list[int]:
+    """The acts, each in a process of its own, started together; what came of each."""
+    reader, writer = os.pipe()
+    children = []
+    for act in acts:
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the other end is closed
+            os._exit(_code(act))
+        children.append(child)
+    os.close(reader)
+    os.close(writer)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 def _bind_below_while_unmounted(tries: int) -> tuple[int, dict[str, int]]:
     """The race of bpf/README.md: T is unmounted lazily, and while that waits for the kernel's lock
     a peer of the anchor's parents is bound below T. Gives the try that ended it (0: none did)."""
@@ -191,21 +210,9 @@ def _bind_below_while_unmounted(tries: int) -> tuple[int, dict[str, int]]:
     for number in range(1, tries + 1):
         mount("tmpfs", WRAP, "tmpfs")
         os.mkdir(f"{WRAP}/x")
-        reader, writer = os.pipe()
-        children = []
-        for act in (
-            lambda: umount(WRAP, DETACH),
-            lambda: mount(TOP, f"{WRAP}/x", None, BIND | REC),
-        ):
-            child = os.fork()
-            if child == 0:
-                os.close(writer)
-                os.read(reader, 1)  # until the other end is closed: both start at once
-                os._exit(_code(act))
-            children.append(child)
-        os.close(reader)
-        os.close(writer)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        codes = _at_once(
+            lambda: umount(WRAP, DETACH), lambda: mount(TOP, f"{WRAP}/x", None, BIND | REC)
+        )
         key = "/".join(map(str, codes))
         counts[key] = counts.get(key, 0) + 1
         if not os.path.exists(f"{PINS}/link"):
@@ -263,7 +270,39 @@ def limit_lazy_umount(guest: Guest) -> None:
 
 @races.case()
 def strict_lazy_umount(guest: Guest) -> None:
-    """With it, no lazy umount is let pass, so there is nothing to race."""
+    """With it, no lazy umount is let pass here, so there is nothing to race."""
     number, counts = _lazily(guest, 30, strict=True)
     assert not number
     assert all(key.startswith(f"{errno.EPERM}/") for key in counts), counts
+
+
+@races.case()
+def limit_strict_elsewhere(guest: Guest) -> None:
+    """`strict` looks for mounts that lazy unmounts spread from in the caller's namespace. Where
+    there are none both halves of the race are let pass: a lazy umount, and a copy of such mounts
+    by an fd (in 250 tries at once they ended the pins once). After the copy, it is refused."""
+    private()
+    tree = Tree()
+    policy_now = pins_policy.policy_of(guest)
+    pins_policy.protect(policy_now, tree)
+    propagation(TOP, REC | SHARED)
+    os.mkdir(WRAP)
+    copy = clone(TOP, recursive=True)
+
+    def elsewhere() -> int:
+        mount("tmpfs", WRAP, "tmpfs")
+        umount(WRAP, DETACH)
+        mount("tmpfs", WRAP, "tmpfs")
+        os.mkdir(f"{WRAP}/x")
+        move_mount(copy, f"{WRAP}/x")
+        assert _code(lambda: umount(WRAP, DETACH)) == errno.EPERM
+        return 0
+
+    with policy_now.globals() as values:
+        values.set("strict", 1)
+    try:
+        assert in_namespace(private, elsewhere) == 0
+    finally:
+        with policy_now.globals() as values:
+            values.set("strict", 0)
+    assert tree.alive()
