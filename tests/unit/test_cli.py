@@ -17,6 +17,7 @@ from tests.unit.test_compiler import make_kernel
 
 OBJECTS = Path(__file__).parent.parent / "objects"
 FEATURES = str(OBJECTS / "features.bpf.o")
+FLOOD = str(OBJECTS / "flood.bpf.o")
 TREE = Path(__file__).parent.parent.parent
 
 
@@ -229,12 +230,13 @@ assert not {{"typing", "enum", "inspect"}} & set(sys.modules)
 """)
 
 
-@pytest.mark.parametrize("command", ["run", "inspect", "disasm"])
-def test_commands_import_pyelftools_so(command: str) -> None:
-    # What becomes of the command does not matter here: only root may run, and not everywhere.
+@pytest.mark.parametrize("words", ["run --no-attach", "inspect", "disasm"])
+def test_commands_import_pyelftools_so(words: str) -> None:
+    # What becomes of the command does not matter here: only root may run, and not everywhere. An
+    # object that pins nothing, and is not attached: what is would stay, and wait for Ctrl-C.
     in_a_command(f"""
 from pybpf.cli import main
-main([{command!r}, {FEATURES!r}])
+main([*{words.split()!r}, {FLOOD!r}])
 assert "elftools.elf.structs" in sys.modules
 assert not {{"typing", "pdb", "inspect"}} & set(sys.modules)
 """)
