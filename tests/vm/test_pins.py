@@ -86,7 +86,7 @@ def status_for_everybody(guest: Guest) -> None:
     assert not pins_status.guarded("/sys/fs/bpf")
     assert found.registered == policy_of(guest).registered()
     assert not found.strict
-    assert "strict" not in found.text()
+    assert "strict: nobody else" not in found.text()
     assert len(found.guard["link"]) == 26
     assert len(found.guard["map"]) == 5
 
