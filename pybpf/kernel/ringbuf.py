@@ -55,8 +55,8 @@ class RingBuffer(Ring):
     def consume(
         self, callback: Callable[[memoryview], object], *, limit: int | None = None
     ) -> int:
-        """Hand each waiting record to ``callback`` as a memoryview of its data, without waiting;
-        the number of records handed over.
+        """Hand each record that waits now to ``callback`` as a memoryview of its data; the number
+        of records handed over. What comes meanwhile is for the next call.
 
         The memoryview is valid during the call only. An exception of the callback ends the loop
         after the record it was given has been consumed. limit: at most so many records.
@@ -71,10 +71,9 @@ class RingBuffer(Ring):
             tail.cast("Q") as producer,
             tail.cast("I") as words,
         ):
-            position = consumer[0]
-            while limit is None or taken < limit:
-                if position >= producer[0]:
-                    break
+            # Only what waits now: a program may bring records faster than the callback takes them.
+            position, end = consumer[0], producer[0]
+            while position < end and (limit is None or taken < limit):
                 self._fence()
                 start = page + position % self._size
                 header = words[start // 4]

@@ -157,6 +157,29 @@ def test_a_record_is_read_in_place_and_freed_after_the_callback(prefix: str) -> 
             assert ring.read() == [struct.pack("=Q", 2)]
 
 
+def test_what_comes_during_a_callback_waits_for_the_next_call(prefix: str) -> None:
+    """Else a program that is faster than the callback would keep ``consume`` for ever."""
+    with (
+        run(the_plan(prefix, ("o", output(8)))) as obj,
+        RingBuffer(obj.maps[f"{prefix}_r"]) as ring,
+    ):
+        program = obj.programs[f"{prefix}_o"]
+        seen: list[int] = []
+
+        def one(record: memoryview) -> None:
+            number = struct.unpack_from("=Q", record)[0]
+            seen.append(number)
+            if number < 100:  # the end of an endless loop, should there be one
+                send(program, number + 10)
+
+        for number in range(3):
+            send(program, number)
+        assert ring.consume(one) == 3
+        assert seen == [0, 1, 2]
+        assert ring.consume(one) == 3
+        assert seen[3:] == [10, 11, 12]
+
+
 def test_iteration(prefix: str) -> None:
     with run(the_plan(prefix, ("o", output(8)))) as obj:
         program = obj.programs[f"{prefix}_o"]
