@@ -29,6 +29,7 @@ from pybpf.btf.dedup import dedup
 from pybpf.btf.layout import layout
 from pybpf.btf.model import SYSFS, Btf
 from pybpf.cli import inspect
+from pybpf.cli.common import plain
 from pybpf.compiler.compile import compile
 from pybpf.compiler.listing import listing
 from pybpf.compiler.target import Target
@@ -124,7 +125,7 @@ def _elf(data: bytes) -> None:
         _judge(error)
         return
     try:
-        json.dumps(inspect._object(spec))
+        json.dumps(plain(inspect._object(spec)))
     except PybpfError as error:
         _judge(error)
     for function in spec.functions:
