@@ -73,6 +73,7 @@ _SECTION_TYPES = {
 _UNREAD = (".debug_", ".rel.debug_", ".rel.BTF", ".llvm_")
 _WANTED = "Give the object that clang -target bpf wrote."
 _MAX_BSS = 1 << 32  # a map's value size is a u32
+_MAX_ZEROES = 1 << 24
 
 
 class Section(NamedTuple):
@@ -263,8 +264,14 @@ class ElfImage:
         return piece[:end].decode("utf-8", "backslashreplace")
 
     def data(self, section: Section) -> bytes:
-        """The bytes of a section; zeroes for .bss."""
+        """The bytes of a section; zeroes where the file has none. Variables that are zero (.bss),
+        which may be of any size, are never asked for."""
         if section.type == SHT_NOBITS:
+            if section.size > _MAX_ZEROES:
+                raise self.error(
+                    f"{section.size} bytes are said to be in it, and the file has none of them.",
+                    section=section.name,
+                )
             return bytes(section.size)
         return self.raw[section.offset : section.offset + section.size]
 
@@ -317,7 +324,7 @@ class ElfImage:
         if (self._order == "<") != (sys.byteorder == "little"):
             words.byteswap()
         offsets, infos = words[::2], words[1::2]
-        if max(infos, default=0) >> 32 >= count:
+        if infos and max(infos) >> 32 >= count:
             at = next(i for i, info in enumerate(infos) if info >> 32 >= count)
             raise self.error(
                 f"a relocation at byte {offsets[at]} names symbol {infos[at] >> 32} of {count}.",

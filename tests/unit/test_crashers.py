@@ -331,6 +331,26 @@ def test_a_kernel_configuration_of_two_gigabytes() -> None:
         read(elf.build(), name="x")
 
 
+def test_no_relocations_and_no_symbols() -> None:
+    elf = ElfWriter()
+    section = elf.code("xdp", load() + RETURN_0)
+    elf.relocate(section, 0, elf.extern("gone"))
+    data = bytearray(elf.build())
+    headers = struct.unpack_from("<Q", data, 40)[0]
+    for number in (2, 3):  # .relxdp and .symtab
+        struct.pack_into("<Q", data, headers + 64 * number + 32, 0)
+    assert read(bytes(data), name="x").functions == ()
+
+
+def test_jump_tables_of_two_gigabytes_that_the_file_has_not() -> None:
+    elf = ElfWriter()
+    elf.function("f", elf.code("xdp", RETURN_0), 0, 16)
+    elf.section(".jumptables", type=8, size=(1 << 31) - 1)  # SHT_NOBITS
+    with pytest.raises(FormatError, match="2147483647 bytes are said to be in it") as raised:
+        read(elf.build(), name="x")
+    assert raised.value.where["section"] == ".jumptables"
+
+
 def test_names_that_would_break_the_line() -> None:
     error = FormatError("wrong.", section="a\nb\x1b[2J", program="ü")
     assert str(error) == "section a\\nb\\x1b[2J, program ü: wrong."
