@@ -111,10 +111,8 @@ class _Builder:
         fields: list[tuple[Any, ...]] = []
         for member in target.members:
             size = self.btf.size(member.type)
-            if not member.name and self.btf.skip(member.type).kind not in (
-                KIND_STRUCT,
-                KIND_UNION,
-            ):
+            kind = self.btf.skip(member.type).kind
+            if not member.name and (member.bit_size or kind not in (KIND_STRUCT, KIND_UNION)):
                 # The padding that `int : 3;` makes; compilers leave it out of BTF.
                 continue
             if member.bit_size:

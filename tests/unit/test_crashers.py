@@ -69,6 +69,15 @@ def test_a_member_without_a_name_that_is_no_struct() -> None:
     assert decode(form, struct.pack("<II", 7, 9)) == {"a": 9}
 
 
+def test_a_bit_field_without_a_name_whose_type_is_a_struct() -> None:
+    writer = BtfWriter("little")
+    integer = writer.add_int("int", 4)
+    inner = writer.add_struct("inner", 4, [("b", integer, 0)])
+    struct_id = writer.add_struct("s", 8, [("", inner, 0, 16), ("a", integer, 32)])
+    form = layout(writer.btf(), struct_id)
+    assert decode(form, struct.pack("<II", 7, 9)) == {"a": 9}
+
+
 def test_four_thousand_million_elements_of_no_size() -> None:
     writer = BtfWriter("little")
     empty = writer.add_struct("empty", 0, [])
